@@ -1,0 +1,1 @@
+"""DeepSeek-R1's reinforcement learning recipe in pure JAX."""

@@ -1,0 +1,1 @@
+"""Files in, padded or packed NumPy out; every iterator can resume."""

@@ -1,0 +1,179 @@
+"""Problems in a template, tokenized and padded on the left: what a policy sees.
+
+P prompts, S prompt slots.
+"""
+
+from collections.abc import Sequence
+
+import grain
+import numpy as np
+from etils import epath
+
+from grpo_jax.data import tokenizer as tokenizers
+from grpo_jax.types import Problem, PromptBatch
+
+TEMPLATES = {
+  # One line for the question, short enough for a model of minutes.
+  "plain": "User: {question}\nAssistant:",
+  # DeepSeek-R1, arXiv 2501.12948, Table 1.
+  "r1_zero": (
+    "A conversation between User and Assistant. The user asks a question, and"
+    " the Assistant solves it. The assistant first thinks about the reasoning"
+    " process in the mind and then provides the user with the answer. The"
+    " reasoning process and answer are enclosed within <think> </think> and"
+    " <answer> </answer> tags, respectively, i.e., <think> reasoning process"
+    " here </think> <answer> answer here </answer>. User: {question}."
+    " Assistant:"
+  ),
+  # The question alone, for a policy whose problems are whole prompts.
+  "bare": "{question}",
+}
+
+
+def read_template(name_or_path: str) -> str:
+  """A template of `TEMPLATES` by its name, or the text of a file.
+
+  Raises:
+    ValueError: neither a name nor a file, or no `{question}` in it.
+  """
+  if name_or_path in TEMPLATES:
+    return TEMPLATES[name_or_path]
+  path = epath.Path(name_or_path)
+  if not path.is_file():
+    raise ValueError(
+      f"Template {name_or_path!r} is neither a file nor one of "
+      f"{', '.join(TEMPLATES)}."
+    )
+  template = path.read_text()
+  if "{question}" not in template:
+    raise ValueError(f"The template in {path} has no {{question}}.")
+  return template
+
+
+def fill(template: str, problem: Problem) -> Problem:
+  """The problem with its prompt; braces in it are left alone."""
+  return problem._replace(
+    prompt=template.replace("{question}", problem.question)
+  )
+
+
+def encode_prompts(
+  texts: Sequence[str], tokenizer: tokenizers.Tokenizer, slots: int
+) -> list[np.ndarray]:
+  """Ids of each text, after the tokenizer's bos if it has one.
+
+  Args:
+    texts: prompts.
+    tokenizer: of the policy.
+    slots: S, how many tokens a prompt may have.
+
+  Raises:
+    ValueError: a prompt is longer than its slots, or empty.
+  """
+  begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+  prompts = []
+  for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+    ids = begin + ids
+    if len(ids) > slots:
+      raise ValueError(
+        f"The prompt {_shortened(text)!r} has {len(ids)} tokens, but "
+        f"prompt_slots={slots}."
+      )
+    if not ids:
+      raise ValueError(f"The prompt {text!r} has no tokens.")
+    prompts.append(np.asarray(ids, np.int32))
+  return prompts
+
+
+def pad_prompts(
+  prompts: Sequence[str | np.ndarray],
+  tokenizer: tokenizers.Tokenizer,
+  slots: int,
+) -> PromptBatch:
+  """One batch of prompts, [P, S] in NumPy, padded on the left.
+
+  The mask comes from the lengths, so a pad id that occurs in prompts does no
+  harm.
+
+  Args:
+    prompts: P texts, or what `encode_prompts` made of them.
+    tokenizer: of the policy.
+    slots: S.
+
+  Raises:
+    ValueError: a prompt is longer than its slots, or empty.
+  """
+  rows = [
+    encode_prompts([p], tokenizer, slots)[0] if isinstance(p, str) else p
+    for p in prompts
+  ]
+  tokens = np.full((len(rows), slots), tokenizer.pad_id, np.int32)
+  mask = np.zeros((len(rows), slots), bool)
+  for row, ids in enumerate(rows):
+    tokens[row, slots - len(ids) :] = ids
+    mask[row, slots - len(ids) :] = True
+  return PromptBatch(tokens=tokens, mask=mask)
+
+
+class PromptSource:
+  """Batches of prompts by step: `source(step)` is a function of the step alone.
+
+  Problems are shuffled anew every epoch and come exactly once in each; a batch
+  may span two epochs. There is no state to save.
+
+  Attributes:
+    steps_per_epoch: steps until every problem was seen once; a fraction.
+    longest: tokens of the longest prompt, bos included.
+  """
+
+  def __init__(
+    self,
+    problems: Sequence[Problem],
+    tokenizer: tokenizers.Tokenizer,
+    template: str,
+    *,
+    num_prompts: int,
+    prompt_slots: int,
+    seed: int,
+  ):
+    """Encodes all prompts, so that one too long is found before a run.
+
+    Args:
+      problems: at random access; each `prompt` is filled in here.
+      tokenizer: of the policy.
+      template: text with `{question}` in it.
+      num_prompts: P, how many prompts a step has.
+      prompt_slots: S.
+      seed: of the order.
+
+    Raises:
+      ValueError: a prompt is longer than its slots, or there are no problems.
+    """
+    if not len(problems):
+      raise ValueError("There are no problems to draw prompts from.")
+    if num_prompts < 1:
+      raise ValueError(f"{num_prompts=} must be at least 1.")
+    self._problems = [fill(template, p) for p in problems]
+    self._prompts = encode_prompts(
+      [p.prompt for p in self._problems], tokenizer, prompt_slots
+    )
+    self._order = (
+      grain.MapDataset.range(len(self._problems)).shuffle(seed).repeat()
+    )
+    self._num_prompts = num_prompts
+    self._tokenizer = tokenizer
+    self._slots = prompt_slots
+    self.steps_per_epoch = len(self._problems) / num_prompts
+    self.longest = max(map(len, self._prompts))
+
+  def __call__(self, step: int) -> tuple[PromptBatch, list[Problem]]:
+    """The prompts of a step in NumPy, [P, S], and their problems."""
+    first = step * self._num_prompts
+    chosen = [self._order[first + i] for i in range(self._num_prompts)]
+    rows = [self._prompts[i] for i in chosen]
+    batch = pad_prompts(rows, self._tokenizer, self._slots)
+    return batch, [self._problems[i] for i in chosen]
+
+
+def _shortened(text: str, limit: int = 80) -> str:
+  return text if len(text) <= limit else text[:limit] + "..."

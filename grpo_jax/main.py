@@ -1,0 +1,75 @@
+"""Runs one stage: `python -m grpo_jax.main --config=experiments/r1_zero.py`.
+
+A word after a colon chooses a variant (`experiments/r1_zero.py:smoke`), and any
+field can be set (`--config.sampling.group_size=16`). Everything that the run
+writes goes to `--workdir`; the same command goes on where it was stopped.
+"""
+
+import pathlib
+import sys
+import traceback
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from grpo_jax import configs
+from grpo_jax.stages import evaluate, pretrain, rl
+
+STAGES = {
+  "pretrain": pretrain.run,
+  "rl": rl.run,
+  "evaluate": evaluate.run,
+}
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Experiment, such as experiments/r1_zero.py[:ARGUMENT]."
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir",
+  None,
+  "Directory of the run; by default runs/ and the experiment's name.",
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed", False, "Join the other processes of a pod or cluster."
+)
+
+
+def main(argv: list[str]) -> None:
+  """Runs the stage that the config names."""
+  if len(argv) > 1:
+    sys.exit(f"Unknown argument {argv[1]!r}; see --help.")
+  if _DISTRIBUTED.value:
+    jax.distributed.initialize()
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)  # Libraries tell much at INFO.
+  config = _CONFIG.value
+  workdir = pathlib.Path(_WORKDIR.value or default_workdir())
+  if config.stage not in STAGES:
+    sys.exit(f"config.stage={config.stage!r} must be one of {tuple(STAGES)}.")
+  try:
+    STAGES[config.stage](config, workdir)
+  except (ValueError, OSError) as error:
+    if not _is_for_the_user(error):
+      raise
+    sys.exit(f"{type(error).__name__}: {error}")
+
+
+def default_workdir() -> str:
+  """Returns runs/NAME, or runs/NAME-ARGUMENT, for experiments/NAME.py."""
+  path, _, argument = flags.FLAGS["config"].config_filename.partition(":")
+  name = pathlib.Path(path).stem
+  return f"runs/{name}-{argument}" if argument else f"runs/{name}"
+
+
+def _is_for_the_user(error: BaseException) -> bool:
+  """Whether our own code raised it: then the sentence says all there is."""
+  frames = traceback.extract_tb(error.__traceback__)
+  return (
+    pathlib.Path(__file__).parent in pathlib.Path(frames[-1].filename).parents
+  )
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("config")
+  app.run(main, flags_parser=configs.parse_flags)

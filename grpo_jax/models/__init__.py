@@ -1,0 +1,1 @@
+"""Parameters are nested dicts of arrays; models are functions of them."""

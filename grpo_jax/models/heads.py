@@ -1,0 +1,92 @@
+"""From hidden states to numbers about tokens: logits, log-probs, entropy.
+
+The shift by one lives here and nowhere else: what these functions return for
+position t belongs to `tokens[..., t]` and was predicted from the position
+before it. P prompts, G completions each, N completion slots; D width, V
+vocabulary.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from grpo_jax import sharding
+from grpo_jax.losses import vocabulary
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.params import Params
+
+
+def head_matrix(params: Params, cfg: ModelConfig) -> Float[Array, "D V"]:
+  """Returns the output head in the compute dtype, split over V alone."""
+  if cfg.tied_head:
+    return sharding.to_use(params["embed"], ("vocab", "embed"), cfg.dtype).T
+  return sharding.to_use(params["head"], ("embed", "vocab"), cfg.dtype)
+
+
+def logits(
+  params: Params, cfg: ModelConfig, hidden: Float[Array, "*rows D"]
+) -> Float[Array, "*rows V"]:
+  """Returns float32 logits of the next token, gathered over the vocabulary."""
+  rows = sharding.row_spec(hidden, hidden.ndim - 1)
+  y = jnp.einsum(
+    "...D,DV->...V",
+    hidden,
+    head_matrix(params, cfg),
+    preferred_element_type=jnp.float32,
+  )
+  if rows is None:
+    return y
+  return sharding.reshard(y, (*rows, None))
+
+
+def completion_stats(
+  params: Params,
+  cfg: ModelConfig,
+  prompt_hidden: Float[Array, "P D"],
+  hidden: Float[Array, "P G N D"],
+  tokens: Int[Array, "P G N"],
+  temperature: float = 1.0,
+) -> vocabulary.TokenStats:
+  """Returns log-probs and entropy [P, G, N] of completion tokens, in nats.
+
+  Args:
+    params: parameters.
+    cfg: the model.
+    prompt_hidden: after each prompt; predicts the first token of all G.
+    hidden: at each completion token; predicts the one after it.
+    tokens: the completions.
+    temperature: logits are divided by it, as they were in sampling.
+  """
+  first = jnp.broadcast_to(
+    prompt_hidden[:, None, None], (*hidden.shape[:2], 1, hidden.shape[-1])
+  )
+  first = sharding.reshard_like(first, hidden)
+  predictors = jnp.concatenate([first, hidden[:, :, :-1]], axis=2)
+  return vocabulary.token_stats(
+    predictors,
+    head_matrix(params, cfg),
+    tokens,
+    temperature=temperature,
+    chunk_size=cfg.head_chunk,
+  )
+
+
+def text_stats(
+  params: Params,
+  cfg: ModelConfig,
+  hidden: Float[Array, "B T D"],
+  tokens: Int[Array, "B T"],
+) -> vocabulary.TokenStats:
+  """Returns log-probs and entropy [B, T] of text; position 0 has no predictor.
+
+  Its log-prob and entropy are zero. The first token of a packed document is
+  predicted from the document before it and must have weight 0.
+  """
+  stats = vocabulary.token_stats(
+    hidden[:, :-1],
+    head_matrix(params, cfg),
+    tokens[:, 1:],
+    chunk_size=cfg.head_chunk,
+  )
+  return vocabulary.TokenStats(
+    *(None if x is None else jnp.pad(x, ((0, 0), (1, 0))) for x in stats)
+  )

@@ -1,0 +1,168 @@
+"""Parameters: what each one is, and trees of them, abstract or real."""
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding
+
+from grpo_jax import sharding
+from grpo_jax.models.config import ModelConfig
+
+Params = dict[str, Any]
+Specs = dict[str, Any]
+Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamSpec:
+  """One parameter: its shape, the logical name of each axis, how it starts."""
+
+  shape: tuple[int, ...]
+  axes: tuple[str | None, ...]
+  init: Initializer
+
+  def __post_init__(self):
+    if len(self.shape) != len(self.axes):
+      raise ValueError(f"{self.shape=} and {self.axes=} differ in length.")
+
+
+def normal(stddev: float) -> Initializer:
+  """Returns an initializer: a normal cut at two standard deviations."""
+  return jax.nn.initializers.truncated_normal(stddev)
+
+
+ones = jax.nn.initializers.ones
+zeros = jax.nn.initializers.zeros
+
+
+def param_specs(cfg: ModelConfig) -> Specs:
+  """Returns the nested dict of ParamSpec of a decoder.
+
+  Layers are stacked: each leaf under `layers` has a leading axis L. Matrices
+  start at 1 / sqrt(fan in), those that write to the residual stream smaller by
+  sqrt(2 L), as in GPT-2.
+  """
+  d, f, h = cfg.d_model, cfg.d_ff, cfg.head_dim
+  k, r = cfg.num_kv_heads, cfg.queries_per_kv
+  into = normal(d**-0.5)
+  residual = (2 * cfg.num_layers) ** -0.5
+  attention = {
+    "norm": ParamSpec((d,), (None,), ones),
+    "q": ParamSpec((d, k, r, h), ("embed", "kv_heads", None, None), into),
+    "k": ParamSpec((d, k, h), ("embed", "kv_heads", None), into),
+    "v": ParamSpec((d, k, h), ("embed", "kv_heads", None), into),
+    "o": ParamSpec(
+      (k, r, h, d),
+      ("kv_heads", None, None, "embed"),
+      normal((k * r * h) ** -0.5 * residual),
+    ),
+  }
+  if cfg.qkv_bias:
+    attention |= {
+      "q_bias": ParamSpec((k, r, h), ("kv_heads", None, None), zeros),
+      "k_bias": ParamSpec((k, h), ("kv_heads", None), zeros),
+      "v_bias": ParamSpec((k, h), ("kv_heads", None), zeros),
+    }
+  if cfg.qk_norm:
+    attention |= {
+      "q_norm": ParamSpec((h,), (None,), ones),
+      "k_norm": ParamSpec((h,), (None,), ones),
+    }
+  mlp = {
+    "norm": ParamSpec((d,), (None,), ones),
+    "gate": ParamSpec((d, f), ("embed", "ffn"), into),
+    "up": ParamSpec((d, f), ("embed", "ffn"), into),
+    "down": ParamSpec((f, d), ("ffn", "embed"), normal(f**-0.5 * residual)),
+  }
+  specs = {
+    "embed": ParamSpec((cfg.vocab_size, d), ("vocab", "embed"), into),
+    "layers": stack({"attention": attention, "mlp": mlp}, cfg.num_layers),
+    "norm": ParamSpec((d,), (None,), ones),
+  }
+  if not cfg.tied_head:
+    specs["head"] = ParamSpec((d, cfg.vocab_size), ("embed", "vocab"), into)
+  return specs
+
+
+def stack(specs: Specs, num_layers: int) -> Specs:
+  """Returns the specs of `num_layers` equal layers in one leading axis."""
+
+  def stacked(spec: ParamSpec) -> ParamSpec:
+    def init(key, shape, dtype):
+      keys = jax.random.split(key, shape[0])
+      return jax.vmap(lambda k: spec.init(k, shape[1:], dtype))(keys)
+
+    return ParamSpec((num_layers, *spec.shape), ("layers", *spec.axes), init)
+
+  return jax.tree.map(stacked, specs, is_leaf=_is_spec)
+
+
+def shardings(specs: Specs, mesh: Mesh) -> Any:
+  """Returns each parameter's resting place, by the TRAIN table.
+
+  Raises:
+    ValueError: an axis that its mesh axis does not divide.
+  """
+
+  def one(path: tuple[str, ...], spec: ParamSpec) -> NamedSharding:
+    where = sharding.spec(spec.axes, sharding.TRAIN)
+    for size, axis, mesh_axis in zip(spec.shape, spec.axes, where, strict=True):
+      if mesh_axis and size % mesh.shape[mesh_axis]:
+        raise ValueError(
+          f"Axis {axis!r} of parameter {'.'.join(path)} has size {size}, which"
+          f" does not divide over the {mesh.shape[mesh_axis]} devices of mesh"
+          f" axis {mesh_axis!r}."
+        )
+    return NamedSharding(mesh, where)
+
+  flat = traverse_util.flatten_dict(specs)
+  return traverse_util.unflatten_dict({p: one(p, s) for p, s in flat.items()})
+
+
+def init_params(key: jax.Array, specs: Specs, mesh: Mesh | None = None):
+  """Returns float32 parameters, made where they rest.
+
+  Each parameter's key is folded in from its path, so its value depends neither
+  on the mesh nor on which other parameters there are.
+  """
+
+  def init():
+    flat = traverse_util.flatten_dict(specs)
+    return traverse_util.unflatten_dict(
+      {
+        path: spec.init(
+          jax.random.fold_in(key, zlib.crc32("/".join(path).encode())),
+          spec.shape,
+          jnp.float32,
+        )
+        for path, spec in flat.items()
+      }
+    )
+
+  where = None if mesh is None else shardings(specs, mesh)
+  return jax.jit(init, out_shardings=where)()
+
+
+def abstract_params(specs: Specs, mesh: Mesh) -> Any:
+  """Returns the tree of shapes and shardings that a restore fills."""
+  return jax.tree.map(
+    lambda s, where: jax.ShapeDtypeStruct(s.shape, jnp.float32, sharding=where),
+    specs,
+    shardings(specs, mesh),
+    is_leaf=_is_spec,
+  )
+
+
+def count(specs: Specs) -> int:
+  """Returns the number of parameters."""
+  leaves = jax.tree.leaves(specs, is_leaf=_is_spec)
+  return sum(int(jnp.prod(jnp.array(leaf.shape))) for leaf in leaves)
+
+
+def _is_spec(x: Any) -> bool:
+  return isinstance(x, ParamSpec)

@@ -1,0 +1,1 @@
+"""Completions in, numbers out; everything here runs on the host."""

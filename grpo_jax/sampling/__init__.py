@@ -1,0 +1,1 @@
+"""From parameters and prompts to completions, on the device."""

@@ -1,0 +1,166 @@
+"""Evaluation on held-out problems: sample k completions, score, average.
+
+`evaluate` is called inside loops; `run` is the stage that does it once for the
+newest checkpoint of another run. P prompts, k completions each.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+from ml_collections import ConfigDict
+
+from grpo_jax import checkpoint, configs, metrics, sharding
+from grpo_jax.data import datasets, prompts, tokenizer
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.params import Params
+from grpo_jax.rewards import combine
+from grpo_jax.sampling import decode
+from grpo_jax.types import Problem
+
+
+class Questions(NamedTuple):
+  """Held-out problems, encoded, with how they are asked."""
+
+  problems: list[Problem]
+  encoded: list[np.ndarray]
+  prompt_slots: int
+  prompts_per_batch: int
+  sampling: decode.SamplingParams
+
+
+def make_questions(
+  section: Mapping[str, Any],
+  tok: tokenizer.Tokenizer,
+  template: str,
+  data_dir: str,
+) -> Questions:
+  """Returns the problems that `config.evaluate` names.
+
+  Args:
+    section: `config.evaluate`: `data`, `prompt_slots`, `prompts_per_batch` and
+      `sampling`.
+    tok: of the policy.
+    template: text with `{question}` in it.
+    data_dir: where prepared datasets are kept.
+
+  Raises:
+    ValueError: a prompt is longer than its slots, or a dataset has no problems.
+  """
+  problems = [
+    prompts.fill(template, problem)
+    for problem in datasets.load(**section["data"], data_dir=data_dir)
+  ]
+  texts = [problem.prompt for problem in problems]
+  return Questions(
+    problems,
+    prompts.encode_prompts(texts, tok, section["prompt_slots"]),
+    section["prompt_slots"],
+    min(section["prompts_per_batch"], len(problems)),
+    decode.SamplingParams(**section["sampling"]),
+  )
+
+
+def evaluate(
+  params: Params,
+  cfg: ModelConfig,
+  tok: tokenizer.Tokenizer,
+  questions: Questions,
+  key: Key[Array, ""],
+  mesh: Mesh,
+) -> tuple[dict[str, float], list[str], combine.Scores]:
+  """Returns results, all P * k completions and their scores.
+
+  `pass@1` is the mean over the k completions of each problem and over problems
+  (DeepSeek-R1, arXiv 2501.12948, section 3); `pass@1_stderr` its standard error
+  over problems. Row p * k + i of the completions answers problem p.
+  """
+  size, k = questions.prompts_per_batch, questions.sampling.group_size
+  axes = sharding.split_rows(mesh, size, k)
+  texts, lengths, truncated = [], [], []
+  for start in range(0, len(questions.problems), size):
+    ids = questions.encoded[start : start + size]
+    real = len(ids)
+    ids = ids + [ids[-1]] * (size - real)  # One shape, hence one program.
+    batch = prompts.pad_prompts(ids, tok, questions.prompt_slots)
+    rollout = decode.sample(
+      params,
+      cfg,
+      sharding.place(mesh, batch, axes[:1]),
+      key,
+      sampling=questions.sampling,
+      eos_ids=tok.eos_ids,
+      first_row=start * k,
+    )
+    tokens, mask, cut = sharding.to_host(
+      (rollout.tokens, rollout.completion_mask, rollout.truncated)
+    )
+    texts += completion_texts(tok, tokens[:real], mask[:real])
+    lengths += mask[:real].sum(axis=-1).ravel().tolist()
+    truncated += cut[:real].ravel().tolist()
+  repeated = [p for p in questions.problems for _ in range(k)]
+  scores = combine.score({"accuracy": 1.0, "format": 0.0}, repeated, texts)
+  accuracy = scores.terms["accuracy"].reshape(-1, k)
+  solved = np.nanmean(accuracy, axis=1)
+  results = {
+    "pass@1": float(np.nanmean(solved)),
+    "pass@1_stderr": float(np.nanstd(solved) / np.sqrt(len(solved))),
+    "format": float(np.nanmean(scores.terms["format"])),
+    "mean_length": float(np.mean(lengths)),
+    "reflection_words": metrics.mean_reflection_words(texts),
+    "truncated": float(np.mean(truncated)),
+    "problems": len(questions.problems),
+    "samples": k,
+  }
+  return results, texts, scores
+
+
+def summary(results: Mapping[str, float]) -> str:
+  """Returns the results of an evaluation as one line of text."""
+  return (
+    f"pass@1 {results['pass@1']:.1%}, format {results['format']:.1%}, length"
+    f" {results['mean_length']:.1f}, reflection words"
+    f" {results['reflection_words']:.2f}"
+  )
+
+
+def completion_texts(
+  tok: tokenizer.Tokenizer, tokens: np.ndarray, mask: np.ndarray
+) -> list[str]:
+  """Returns the text of each completion, [P, G, N] to P * G of them."""
+  length = tokens.shape[-1]
+  rows = zip(tokens.reshape(-1, length), mask.reshape(-1, length), strict=True)
+  return [tok.decode(row[inside].tolist()) for row, inside in rows]
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Evaluates the newest checkpoint of `config.source`, and writes results."""
+  configs.check_fields(config, configs.evaluate(), free=("data",))
+  configs.check_section(
+    "evaluate.sampling", config.evaluate.sampling, decode.SamplingParams
+  )
+  template = prompts.read_template(config.prompts.template)
+  data_dir = pathlib.Path(config.data_dir).expanduser()
+  mesh = sharding.make_mesh(config.mesh)
+  jax.set_mesh(mesh)
+  tok = tokenizer.load(pathlib.Path(config.source) / "tokenizer")
+  questions = make_questions(config.evaluate, tok, template, data_dir)
+  checkpoint.claim(workdir, config.to_dict())
+  cfg, params, step = checkpoint.load_policy(
+    config.source, mesh, **config.model
+  )
+  results, texts, scores = evaluate(
+    params, cfg, tok, questions, jax.random.key(config.seed), mesh
+  )
+  writer = metrics.Writer(workdir)
+  writer.write_evaluation(step, config.evaluate.data.name, results)
+  writer.close()
+  k = questions.sampling.group_size
+  repeated = [p for p in questions.problems for _ in range(k)]
+  print(metrics.render(repeated, texts, scores, rows=(0, k)))
+  print(json.dumps(results, indent=2))

@@ -1,0 +1,329 @@
+"""Reinforcement learning with verifiable rewards: GRPO, as in R1-Zero.
+
+Prompts > rollout > rewards > advantages > update. P prompts, G completions
+each, N completion slots, B = P * G rows.
+"""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+from ml_collections import ConfigDict
+
+from grpo_jax import (
+  advantages,
+  checkpoint,
+  configs,
+  experience,
+  metrics,
+  optimizer,
+  report,
+  sharding,
+)
+from grpo_jax import state as state_lib
+from grpo_jax.data import datasets, prompts, tokenizer
+from grpo_jax.losses import policy
+from grpo_jax.models import params as params_lib
+from grpo_jax.models import scoring
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.params import Params
+from grpo_jax.rewards import combine
+from grpo_jax.sampling import decode
+from grpo_jax.stages import evaluate, pretrain
+from grpo_jax.step import make_update
+from grpo_jax.stopping import StopRequest
+from grpo_jax.types import Experience, PromptBatch, Rollout
+
+# What a random number is for; steps, rows and positions are folded in after it.
+_SAMPLE, _EVALUATE = 0, 1
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
+  """Trains a policy by GRPO; returns whether it got to its last step.
+
+  Raises:
+    ValueError: a field of the config is unknown or does not fit the others.
+    FileNotFoundError: there is no base model, and no way given to make one.
+  """
+  check(config)
+  mesh = sharding.make_mesh(config.mesh)
+  jax.set_mesh(mesh)
+  sampling = decode.SamplingParams(**config.sampling)
+  num_pieces = (
+    config.batching.num_minibatches * config.batching.num_microbatches
+  )
+  for parts in (1, num_pieces):
+    sharding.split_rows(
+      mesh, config.prompts.num_prompts // parts, sampling.group_size
+    )
+  data_dir = pathlib.Path(config.data_dir).expanduser()
+  template = prompts.read_template(config.prompts.template)
+  problems = datasets.load(**config.data, data_dir=data_dir)
+  source = base_model(config, workdir)
+  if source is None:
+    return False
+  tok = tokenizer.load(source / "tokenizer")
+  batches = prompts.PromptSource(
+    problems,
+    tok,
+    template,
+    num_prompts=config.prompts.num_prompts,
+    prompt_slots=config.prompts.prompt_slots,
+    seed=config.seed,
+  )
+  questions = evaluate.make_questions(config.evaluate, tok, template, data_dir)
+  checkpoint.claim(workdir, config.to_dict())
+
+  checkpointer = checkpoint.Checkpointer(workdir, keep=config.checkpoint.keep)
+  first_step = checkpointer.latest()
+  cfg, reference, _ = checkpoint.load_policy(source, mesh, **config.model)
+  tx, learning_rate = optimizer.make_optimizer(
+    config.total_steps * config.batching.num_minibatches, **config.optimizer
+  )
+  refreshed = None  # The reference, once it is no longer the source.
+  if first_step is None:
+    tok.save(workdir / "tokenizer")
+    checkpoint.save_model(workdir, cfg)
+    params = jax.tree.map(jnp.copy, reference)  # An update consumes its state.
+    state = state_lib.init_state(params, tx)
+  else:
+    abstract = params_lib.abstract_params(params_lib.param_specs(cfg), mesh)
+    state, refreshed, _ = checkpointer.restore(
+      first_step, state_lib.abstract_state(abstract, tx)
+    )
+    reference = reference if refreshed is None else refreshed
+    print(f"Going on after step {first_step}.")
+  if not config.loss.kl_coef:
+    reference = refreshed = None
+  step = first_step or 0
+
+  score = experience.make_score(cfg, sampling.temperature, num_pieces)
+  update = make_update(
+    functools.partial(
+      loss_fn,
+      cfg=cfg,
+      temperature=sampling.temperature,
+      policy_loss=functools.partial(policy.grpo_loss, **config.loss),
+    ),
+    tx,
+    num_microbatches=config.batching.num_microbatches,
+  )
+  root_key = jax.random.key(config.seed)
+  sample_key = jax.random.fold_in(root_key, _SAMPLE)
+  evaluate_key = jax.random.fold_in(root_key, _EVALUATE)
+  writer = metrics.Writer(workdir, restored=first_step)
+  completions = metrics.CompletionsLog(workdir, restored=first_step)
+  progress = metrics.Progress(config.total_steps)
+  timer = metrics.Timer()
+
+  def evaluate_now() -> None:
+    with timer.phase("evaluate"):
+      results, _, _ = evaluate.evaluate(
+        state.params, cfg, tok, questions, evaluate_key, mesh
+      )
+    writer.write_evaluation(step, config.evaluate.data.name, results)
+    print(f"Held out, after step {step}: {evaluate.summary(results)}")
+
+  if first_step is None:
+    evaluate_now()
+  with StopRequest() as stop:
+    while step < config.total_steps and not stop:
+      with timer.phase("data"):
+        batch, asked = batches(step)
+        rows = [
+          problem for problem in asked for _ in range(sampling.group_size)
+        ]
+      with timer.phase("sample"):
+        key = jax.random.fold_in(sample_key, step)
+        rollout = draw(state.params, cfg, batch, key, sampling, tok, mesh)
+        rollout = experience.trim(rollout, config.batching.length_multiple)
+      with timer.phase("reward"):
+        texts = evaluate.completion_texts(
+          tok, rollout.tokens, rollout.completion_mask
+        )
+        scores = combine.score(dict(config.rewards), rows, texts)
+      with timer.phase("score"):
+        placed = experience.place(rollout, mesh, num_pieces)
+        given = placed.prompts, placed.tokens, placed.completion_mask
+        old = sharding.to_host(score(state.params, *given))
+        ref = None
+        if reference is not None:
+          ref = sharding.to_host(score(reference, *given).logprobs)
+        data = experience.make_experience(
+          rollout, scores, old.logprobs, ref, **config.advantages
+        )
+      with timer.phase("update"):
+        updates = []
+        for part in experience.minibatches(
+          data,
+          config.batching.num_minibatches,
+          config.weighting,
+          sampling.max_new_tokens,
+        ):
+          part = experience.place(part, mesh, config.batching.num_microbatches)
+          state, update_metrics = update(state, part)
+          updates.append(sharding.to_host(update_metrics))
+      step += 1
+      if config.ref_every and step % config.ref_every == 0:
+        if reference is not None:
+          reference = refreshed = jax.tree.map(jnp.copy, state.params)
+
+      mask = rollout.completion_mask
+      lengths = mask.sum(axis=-1).ravel()
+      scalars = metrics.mean_over_updates(updates)
+      scalars |= metrics.reward_metrics(scores, sampling.group_size)
+      scalars |= metrics.completion_metrics(texts, mask, rollout.truncated)
+      scalars |= metrics.sampler_gap(old.logprobs, rollout.logprobs, mask)
+      scalars["entropy"] = float(old.entropy[mask].mean())
+      scalars["learning_rate"] = learning_rate(state.step - 1)
+      scalars["num_tokens"] = int(lengths.sum())
+      metrics.require_finite(step, scalars)
+      completions.write(
+        step, rows, texts, scores, lengths, rollout.truncated.ravel()
+      )
+      if step % config.evaluate.every == 0 or step == config.total_steps:
+        evaluate_now()
+      seconds = timer.step()
+      seconds["time/tokens_per_second"] = lengths.sum() / seconds["time/step"]
+      scalars |= seconds | metrics.memory()
+      writer.write(step, scalars)
+      progress.show(step, scalars)
+      if step % config.print_completions_every == 0:
+        print(metrics.render(rows, texts, scores, rows=(0,)))
+      # Last, so that a checkpoint never knows of a step that no file tells of.
+      if step % config.checkpoint.every == 0:
+        checkpointer.save(step, state, reference=refreshed)
+  checkpointer.save(step, state, reference=refreshed)
+  checkpointer.close()
+  writer.close()
+  completions.close()
+  if step < config.total_steps:
+    print(f"Stopped after step {step}; the same command goes on from there.")
+    return False
+  picture = report.write_report(workdir)
+  print(report.compare(workdir))
+  print(f"A picture of the run is in {picture}.")
+  return True
+
+
+def draw(
+  params: Params,
+  cfg: ModelConfig,
+  batch: PromptBatch,
+  key: Key[Array, ""],
+  sampling: decode.SamplingParams,
+  tok: tokenizer.Tokenizer,
+  mesh: Mesh,
+) -> Rollout:
+  """Returns G completions of each prompt, on the host."""
+  axes = sharding.split_rows(mesh, len(batch.tokens), sampling.group_size)
+  rollout = decode.sample(
+    params,
+    cfg,
+    sharding.place(mesh, batch, axes[:1]),
+    key,
+    sampling=sampling,
+    eos_ids=tok.eos_ids,
+  )
+  return sharding.to_host(rollout)
+
+
+def loss_fn(
+  params: Params,
+  batch: Experience,
+  *,
+  cfg: ModelConfig,
+  temperature: float,
+  policy_loss: functools.partial,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Returns the policy's loss on experience, additive over rows."""
+  stats = scoring.score_completions(
+    params,
+    cfg,
+    batch.prompts.tokens,
+    batch.prompts.mask,
+    batch.tokens,
+    batch.completion_mask,
+    temperature=temperature,
+  )
+  return policy_loss(
+    stats.logprobs,
+    batch.old_logprobs,
+    batch.ref_logprobs,
+    batch.advantages,
+    batch.weights,
+    entropy=stats.entropy,
+  )
+
+
+def base_model(
+  config: ConfigDict, workdir: pathlib.Path
+) -> pathlib.Path | None:
+  """Returns the directory of the base model's run, made here if so configured.
+
+  None where making it was stopped.
+
+  Raises:
+    FileNotFoundError: `config.source` holds no checkpoint.
+  """
+  if config.pretrain:
+    checkpoint.claim(workdir, config.to_dict())
+    base = workdir / "base"
+    print(f"The base model, in {base}:")
+    return base if pretrain.run(config.pretrain, base) else None
+  source = pathlib.Path(config.source)
+  if not (source / checkpoint.CHECKPOINTS).is_dir():
+    raise FileNotFoundError(
+      f"No base model in {config.source!r}: make one with `python -m"
+      f" grpo_jax.main --config=experiments/pretrain.py --workdir={source}`,"
+      " or give --config.source=DIRECTORY."
+    )
+  return source
+
+
+def check(config: ConfigDict) -> None:
+  """Raises ValueError, in one sentence, if the config cannot be run."""
+  configs.check_fields(
+    config, configs.rl(), free=("data", "rewards", "pretrain")
+  )
+  for name, function, given in (
+    ("sampling", decode.SamplingParams, ()),
+    ("evaluate.sampling", decode.SamplingParams, ()),
+    ("advantages", advantages.group_advantages, ("rewards", "valid")),
+    ("loss", policy.grpo_loss, ("entropy", "correction")),
+    ("optimizer", optimizer.make_optimizer, ("total_updates",)),
+  ):
+    section = config
+    for part in name.split("."):
+      section = section[part]
+    configs.check_section(name, section, function, given)
+  if config.pretrain:
+    pretrain.check(config.pretrain)
+  combine.check(dict(config.rewards))
+  sampling = decode.SamplingParams(**config.sampling)
+  decode.SamplingParams(**config.evaluate.sampling)
+  if sampling.group_size < 2:
+    raise ValueError(
+      f"config.sampling.group_size={sampling.group_size} must be at least 2:"
+      " an advantage compares the completions of a group."
+    )
+  if not sampling.full_support:
+    raise ValueError(
+      "config.sampling must draw from the whole vocabulary at a temperature"
+      " above 0 (top_k=0, top_p=1, min_p=0): the loss scores tokens under"
+      " that distribution."
+    )
+  if config.weighting not in experience.WEIGHTINGS:
+    raise ValueError(
+      f"config.weighting={config.weighting!r};"
+      f" {configs.nearest(config.weighting, experience.WEIGHTINGS)}"
+    )
+  parts = config.batching.num_minibatches, config.batching.num_microbatches
+  if config.prompts.num_prompts % (parts[0] * parts[1]):
+    raise ValueError(
+      f"config.prompts.num_prompts={config.prompts.num_prompts} must divide"
+      f" by num_minibatches x num_microbatches = {parts[0]} x {parts[1]}."
+    )

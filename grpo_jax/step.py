@@ -1,0 +1,100 @@
+"""One optimizer update: microbatches, gradient, optimizer.
+
+A loss is a sum of weighted terms whose weights were computed over all rows of
+the update, so the gradients and the metrics of microbatches add up.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from grpo_jax.models.params import Params
+from grpo_jax.state import TrainState
+
+Metrics = Mapping[str, Float[Array, ""]]
+LossFn = Callable[[Params, Any], tuple[Float[Array, ""], Metrics]]
+
+
+def make_update(
+  loss_fn: LossFn,
+  tx: optax.GradientTransformation,
+  *,
+  num_microbatches: int = 1,
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+  """Returns the jitted update `(state, batch) -> (state, metrics)`.
+
+  The state is donated. Metrics are those of the loss, summed over microbatches,
+  with `loss` and `grad_norm` (before clipping).
+
+  Args:
+    loss_fn: `(params, batch) -> (loss, metrics)`; both additive over rows.
+    tx: the optimizer.
+    num_microbatches: the leading axis of every array of the batch is cut into
+      this many gradients, which are added up.
+  """
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    loss, metrics, gradient = gradients(
+      loss_fn, state.params, batch, num_microbatches
+    )
+    updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+    metrics = dict(metrics) | {
+      "loss": loss,
+      "grad_norm": optax.global_norm(gradient),
+    }
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+  return update
+
+
+def gradients(
+  loss_fn: LossFn, params: Params, batch: Any, num_microbatches: int
+) -> tuple[Float[Array, ""], Metrics, Params]:
+  """Returns loss, metrics and gradient, summed over microbatches."""
+
+  def one(piece: Any) -> tuple[Float[Array, ""], Metrics, Params]:
+    (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
+      params, piece
+    )
+    return loss, metrics, gradient
+
+  if num_microbatches == 1:
+    return one(batch)
+
+  def add(total: Any, piece: Any) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, total, one(piece)), None
+
+  pieces = cut(batch, num_microbatches)
+  first = one(jax.tree.map(lambda x: x[0], pieces))
+  rest = jax.tree.map(lambda x: x[1:], pieces)
+  return jax.lax.scan(add, first, rest)[0]
+
+
+def cut(tree: Any, count: int) -> Any:
+  """Returns arrays [B, ...] as [count, B / count, ...].
+
+  Row b goes to piece b mod count, which leaves the rows' sharding alone.
+  """
+
+  def one(x: Array) -> Array:
+    pieces = x.reshape(x.shape[0] // count, count, *x.shape[1:])
+    return jnp.moveaxis(pieces, 1, 0)
+
+  return jax.tree.map(one, tree)
+
+
+def join(tree: Any) -> Any:
+  """Returns the arrays that `cut` had cut."""
+
+  def one(x: Array) -> Array:
+    rows = jnp.moveaxis(x, 0, 1)
+    return rows.reshape(rows.shape[0] * rows.shape[1], *rows.shape[2:])
+
+  return jax.tree.map(one, tree)

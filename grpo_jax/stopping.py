@@ -1,0 +1,45 @@
+"""Stopping between steps: a signal asks, the loop saves and leaves."""
+
+import signal
+from types import FrameType
+
+import jax
+import numpy as np
+
+
+class StopRequest:
+  """Whether SIGINT or SIGTERM came while the block ran.
+
+  `with StopRequest() as stop:` catches the first such signal; a second one ends
+  the process as it would without us. On several processes all agree: one that
+  was signalled stops every one at the same step.
+  """
+
+  SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+  def __init__(self):
+    """Nothing is caught until the block is entered."""
+    self._asked = False
+
+  def __enter__(self) -> "StopRequest":
+    self._before = {s: signal.signal(s, self._ask) for s in self.SIGNALS}
+    return self
+
+  def __exit__(self, *_) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def _ask(self, number: int, frame: FrameType | None) -> None:
+    self._asked = True
+    for each, handler in self._before.items():
+      signal.signal(each, handler)
+    name = signal.Signals(number).name
+    print(f"{name}: stopping after this step; once more to stop now.")
+
+  def __bool__(self) -> bool:
+    if jax.process_count() == 1:
+      return self._asked
+    from jax.experimental import multihost_utils  # Only where processes talk.
+
+    asked = multihost_utils.process_allgather(np.asarray(self._asked))
+    return bool(asked.any())

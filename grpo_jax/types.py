@@ -1,0 +1,97 @@
+"""The records that travel through the house.
+
+P prompts, G completions each, S prompt slots, N completion slots; B rows of
+text, T positions. A prompt is stored once per group, so arrays of completions
+are [P, G, N], and `x[..., n]` belongs to `tokens[..., n]` in each of them.
+"""
+
+from typing import NamedTuple
+
+import flax.struct
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+Array = jax.Array | np.ndarray
+
+
+class Problem(NamedTuple):
+  """A question with its reference answer; host text, never on a device.
+
+  Attributes:
+    question: the bare question, as the dataset has it.
+    answer: the reference answer, as the dataset has it.
+    source: the dataset's name; chooses the verifier.
+    prompt: the text that the policy completes: the question in its template.
+  """
+
+  question: str
+  answer: str
+  source: str
+  prompt: str
+
+
+@flax.struct.dataclass
+class PromptBatch:
+  """Prompts padded on the left to S slots."""
+
+  tokens: Int[Array, "P S"]
+  mask: Bool[Array, "P S"]
+
+
+@flax.struct.dataclass
+class Rollout:
+  """Completions as they were drawn.
+
+  Attributes:
+    tokens: drawn ids; what lies outside `completion_mask` means nothing.
+    completion_mask: what the policy chose, the stop token included.
+    logprobs: natural log-probabilities under the distribution drawn from
+      (temperature and truncated support included); 0 outside the mask.
+    truncated: ran out of room before a stop token.
+  """
+
+  prompts: PromptBatch
+  tokens: Int[Array, "P G N"]
+  completion_mask: Bool[Array, "P G N"]
+  logprobs: Float[Array, "P G N"]
+  truncated: Bool[Array, "P G"]
+
+
+@flax.struct.dataclass
+class Experience:
+  """A rollout and all that the loss reads beside it.
+
+  Attributes:
+    old_logprobs: under the policy that drew, as the trainer scores it.
+    ref_logprobs: under the reference policy; None where there is none.
+    sampler_logprobs: as the sampler computed them; for the gap between both.
+    advantages: zero outside completions.
+    weights: each token's share of one optimizer update's loss.
+  """
+
+  prompts: PromptBatch
+  tokens: Int[Array, "P G N"]
+  completion_mask: Bool[Array, "P G N"]
+  old_logprobs: Float[Array, "P G N"]
+  ref_logprobs: Float[Array, "P G N"] | None
+  sampler_logprobs: Float[Array, "P G N"]
+  advantages: Float[Array, "P G N"]
+  weights: Float[Array, "P G N"]
+
+
+@flax.struct.dataclass
+class TextBatch:
+  """Documents packed into rows.
+
+  Attributes:
+    segments: 1, 2, ... number the documents of a row; 0 is padding.
+    positions: count from 0 within each document.
+    weights: each token's share of one update's loss; 0 at a document's first
+      token and on padding.
+  """
+
+  tokens: Int[Array, "B T"]
+  segments: Int[Array, "B T"]
+  positions: Int[Array, "B T"]
+  weights: Float[Array, "B T"]

@@ -1,0 +1,81 @@
+"""The format rule, and words of reflection."""
+
+import pytest
+
+from grpo_jax import types
+from grpo_jax.rewards import format
+
+PROBLEM = types.Problem("q", "a", "any", "User: q\nAssistant:")
+
+
+def well_formed(completion, problem=PROBLEM):
+  (value,) = format.well_formed([problem], [completion])
+  return value
+
+
+@pytest.mark.parametrize(
+  "completion",
+  [
+    "<think>a</think><answer>b</answer>",
+    " <think> a\nb </think>\n\n<answer> c </answer>\n",
+    "<think>a < b > c <b>bold</b></think> <answer>1<2</answer>",
+  ],
+)
+def test_thinking_and_then_an_answer_is_well_formed(completion):
+  assert well_formed(completion) == 1.0
+
+
+@pytest.mark.parametrize(
+  "completion",
+  [
+    "",
+    "a",
+    "<think>a</think>",
+    "<answer>b</answer>",
+    "<think>a<answer>b</answer>",
+    "a</think><answer>b</answer>",
+    "<think></think><answer>b</answer>",
+    "<think> \n </think><answer>b</answer>",
+    "<think>a</think><answer> </answer>",
+    "<answer>b</answer><think>a</think>",
+    "so <think>a</think><answer>b</answer>",
+    "<think>a</think> so <answer>b</answer>",
+    "<think>a</think><answer>b</answer> so",
+    "<think>a</think><answer>b</answer><answer>b</answer>",
+    "<think>a</think><think>a</think><answer>b</answer>",
+    "<think><think>a</think></think><answer>b</answer>",
+    "<think>a<answer>b</answer></think>",
+    "<think>a</think><answer><think>b</think></answer>",
+    "<think>a</think><answer>b</answer></answer>",
+    "<Think>a</Think><answer>b</answer>",
+    "<think >a</think><answer>b</answer>",
+    "< think>a</think><answer>b</answer>",
+  ],
+)
+def test_anything_else_is_not(completion):
+  assert well_formed(completion) == 0.0
+
+
+def test_a_tag_that_the_prompt_opened_belongs_to_the_completion():
+  problem = PROBLEM._replace(prompt="User: q\nAssistant: <think>\n")
+  assert well_formed("a</think><answer>b</answer>", problem) == 1.0
+  assert well_formed("<think>a</think><answer>b</answer>", problem) == 0.0
+
+
+def test_a_prompt_that_only_explains_the_tags_opens_none():
+  problem = PROBLEM._replace(prompt="Write <think> first. User: q\nAssistant:")
+  assert well_formed("<think>a</think><answer>b</answer>", problem) == 1.0
+
+
+def test_cutting_at_the_tags_loses_no_text():
+  text = "a<think>b</think></answer> c <answer>"
+  pieces = format.split_tags(PROBLEM, text)
+  assert "".join(pieces) == text
+  assert pieces[1::2] == ["<think>", "</think>", "</answer>", "<answer>"]
+
+
+def test_words_of_reflection_are_counted_whole_and_in_any_case():
+  text = "Wait, wait... However: re-check? CHECK! checked, waiting, butter but"
+  assert format.reflection_words(text) == 6
+  assert format.reflection_words("35+22=57:35 no wait 22+13=35:35 ok") == 1
+  assert format.reflection_words("") == 0

@@ -1,0 +1,336 @@
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grpo_jax import advantages
+
+
+def _rewards(seed, shape=(5, 4)):
+  rng = np.random.default_rng(seed)
+  rewards = rng.normal(size=shape).round(1)
+  valid = rng.random(shape) < 0.8
+  rewards[0], valid[0] = 0.1, True  # No variance.
+  valid[1], valid[1, 0] = False, True  # One scored completion.
+  valid[2] = False  # None.
+  return rewards, valid
+
+
+def _jax(rewards, valid):
+  rewards = np.where(valid, rewards, np.nan).astype(np.float32)
+  return jnp.asarray(rewards), jnp.asarray(valid)
+
+
+def _loop(rewards, valid, per_group):
+  result = np.zeros_like(rewards)
+  for p, (group, scored) in enumerate(zip(rewards, valid, strict=True)):
+    members = [g for g in range(len(group)) if scored[g]]
+    if len(members) > 1 and np.std(group[members]) > 1e-6:
+      result[p, members] = per_group(group[members])
+  return result
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_group_advantages_match_the_paper(seed, ddof):
+  rewards, valid = _rewards(seed)
+  expected = _loop(
+    rewards,
+    valid,
+    lambda r: (r - np.mean(r)) / (np.std(r, ddof=ddof) + 1e-4),
+  )
+  result = advantages.group_advantages(
+    *_jax(rewards, valid), ddof=ddof, eps=1e-4
+  )
+  np.testing.assert_allclose(result, expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_centered_advantages_match_the_paper(seed):
+  rewards, valid = _rewards(seed)
+  expected = _loop(rewards, valid, lambda r: r - np.mean(r))
+  result = advantages.group_advantages(*_jax(rewards, valid), scale="none")
+  np.testing.assert_allclose(result, expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("scale", ["std", "none"])
+def test_leave_one_out_matches_the_paper(seed, scale):
+  rewards, valid = _rewards(seed)
+
+  def per_group(r):
+    result = [r[i] - np.mean(np.delete(r, i)) for i in range(len(r))]
+    std = np.std(r, ddof=1) + 1e-6 if scale == "std" else 1.0
+    return np.array(result) / std
+
+  expected = _loop(rewards, valid, per_group)
+  result = advantages.leave_one_out(*_jax(rewards, valid), scale=scale)
+  np.testing.assert_allclose(result, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_advantages_of_a_real_system_are_reproduced(shared_data):
+  lines = (shared_data / "rollouts" / "graded_groups.jsonl").read_text()
+  groups = {}
+  for line in lines.splitlines():
+    record = json.loads(line)
+    groups.setdefault(record["request_idx"], []).append(record)
+  rewards = [[r["reward"] for r in group] for group in groups.values()]
+  expected = [[r["advantage"] for r in group] for group in groups.values()]
+  result = advantages.group_advantages(jnp.asarray(rewards, jnp.float32))
+  np.testing.assert_allclose(result, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("function", ["group_advantages", "leave_one_out"])
+def test_a_constant_added_to_the_rewards_changes_nothing(function):
+  rewards = jnp.asarray(np.random.default_rng(0).integers(0, 5, (4, 8)) / 4)
+  function = getattr(advantages, function)
+  np.testing.assert_array_equal(function(rewards), function(rewards + 8.0))
+
+
+def test_scaling_the_rewards_changes_nothing():
+  rewards = jnp.asarray(np.random.default_rng(0).random((4, 8)), jnp.float32)
+  np.testing.assert_allclose(
+    advantages.group_advantages(rewards),
+    advantages.group_advantages(rewards * 100.0),
+    rtol=1e-4,
+  )
+
+
+def test_the_order_within_a_group_changes_nothing():
+  rewards = jnp.asarray(np.random.default_rng(0).random((4, 8)), jnp.float32)
+  order = np.random.default_rng(1).permutation(8)
+  np.testing.assert_allclose(
+    advantages.group_advantages(rewards)[:, order],
+    advantages.group_advantages(rewards[:, order]),
+    rtol=1e-5,
+  )
+
+
+@pytest.mark.parametrize("reward", [0.0, 0.1, 1 / 3, 1e3 + 0.1])
+def test_a_group_without_variance_is_exactly_zero(reward):
+  rewards = jnp.full((1, 7), reward, jnp.float32)
+  for function in (advantages.group_advantages, advantages.leave_one_out):
+    np.testing.assert_array_equal(function(rewards), 0.0)
+
+
+def test_a_group_of_one_is_refused():
+  rewards = jnp.ones((3, 1))
+  for function in (
+    advantages.group_advantages,
+    advantages.leave_one_out,
+    advantages.best_of_group,
+    advantages.reinforce_plus_plus,
+  ):
+    with pytest.raises(ValueError, match="at least 2"):
+      function(rewards)
+
+
+def test_an_unknown_scale_is_refused():
+  with pytest.raises(Exception, match="scale"):
+    advantages.group_advantages(jnp.ones((1, 2)), scale="mad")
+
+
+@pytest.mark.parametrize("baseline", [True, False])
+def test_reinforce_plus_plus_matches_the_paper(baseline):
+  rewards, valid = _rewards(0)
+  shifted = np.where(valid, rewards, 0.0)
+  if baseline:
+    for p in range(len(rewards)):
+      if valid[p].any():
+        shifted[p] -= rewards[p][valid[p]].mean()
+  members = shifted[valid]
+  expected = np.where(
+    valid, (shifted - members.mean()) / (members.std(ddof=1) + 1e-6), 0.0
+  )
+  result = advantages.reinforce_plus_plus(
+    *_jax(rewards, valid), baseline=baseline
+  )
+  np.testing.assert_allclose(result, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_reward_decoupled_matches_the_paper():
+  rng = np.random.default_rng(0)
+  rewards, valid = rng.random((3, 4, 5)), rng.random((3, 4, 5)) < 0.8
+  valid[:, 0, 0] = False
+  term_weights = [1.0, 0.5, 2.0]
+  summed = sum(
+    weight * _loop(r, v, lambda r: (r - r.mean()) / (r.std(ddof=1) + 1e-6))
+    for weight, r, v in zip(term_weights, rewards, valid, strict=True)
+  )
+  scored = valid.any(axis=0)
+  members = summed[scored]
+  expected = np.where(
+    scored, (summed - members.mean()) / (members.std(ddof=1) + 1e-6), 0.0
+  )
+  result = advantages.reward_decoupled(
+    *_jax(rewards, valid), term_weights=term_weights
+  )
+  np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+  with pytest.raises(ValueError, match="3 numbers"):
+    advantages.reward_decoupled(*_jax(rewards, valid), term_weights=[1.0])
+
+
+def test_reward_decoupled_tells_apart_what_a_sum_confuses():
+  # Both second completions sum to 1, once as the rarer of two rewards.
+  rewards = jnp.array([[[1.0, 0.0, 1.0, 1.0]], [[0.0, 1.0, 0.0, 1.0]]])
+  summed = advantages.group_advantages(jnp.sum(rewards, axis=0))
+  decoupled = advantages.reward_decoupled(rewards)
+  assert summed[0, 0] == summed[0, 1]
+  assert abs(decoupled[0, 0] - decoupled[0, 1]) > 0.1
+
+
+def _pass_at_k(correct, k):
+  """By enumeration: mean and std over all sets of k, as in full sampling."""
+  from itertools import combinations
+
+  n = len(correct)
+  sets = list(combinations(range(n), k))
+  rewards = {s: float(any(correct[i] for i in s)) for s in sets}
+  mean = np.mean(list(rewards.values()))
+  std = math.sqrt(mean * (1 - mean))
+  return [
+    np.mean([(rewards[s] - mean) / (std + 1e-6) for s in sets if i in s])
+    for i in range(n)
+  ]
+
+
+@pytest.mark.parametrize("k", [1, 2, 4, 6])
+@pytest.mark.parametrize("wins", range(7))
+def test_pass_at_k_is_the_mean_over_all_sets_of_k(k, wins):
+  correct = np.arange(6) < wins
+  result = advantages.pass_at_k(jnp.asarray(correct)[None], k=k)
+  np.testing.assert_allclose(
+    result[0], _pass_at_k(correct, k), rtol=1e-4, atol=1e-6
+  )
+
+
+def test_pass_at_1_is_grpo():
+  correct = jnp.asarray(np.random.default_rng(0).random((6, 8)) < 0.4)
+  np.testing.assert_allclose(
+    advantages.pass_at_k(correct, k=1),
+    advantages.group_advantages(correct.astype(jnp.float32), ddof=0),
+    rtol=1e-4,
+    atol=1e-6,
+  )
+
+
+def test_pass_at_k_skips_unscored_completions():
+  correct = jnp.array([[True, False, False, True, True]])
+  valid = jnp.array([[True, True, True, True, False]])
+  result = advantages.pass_at_k(correct, valid, k=2)
+  np.testing.assert_allclose(
+    result[0, :4], advantages.pass_at_k(correct[:, :4], k=2)[0], rtol=1e-6
+  )
+  assert result[0, 4] == 0
+  np.testing.assert_array_equal(advantages.pass_at_k(correct, valid, k=5), 0.0)
+  with pytest.raises(ValueError, match="k=6"):
+    advantages.pass_at_k(correct, k=6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_best_of_group_is_the_loss_of_leaving_one_out(seed):
+  rewards, valid = _rewards(seed)
+  expected = np.zeros_like(rewards)
+  for p in range(len(rewards)):
+    members = [g for g in range(rewards.shape[1]) if valid[p, g]]
+    for g in members:
+      others = [rewards[p, j] for j in members if j != g]
+      if others:
+        best = max(rewards[p, j] for j in members)
+        expected[p, g] = best - max(others)
+  result = advantages.best_of_group(*_jax(rewards, valid))
+  np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+def test_spread_gives_tokens_their_completions_advantage():
+  mask = jnp.array([[[True, False], [False, True]]])
+  result = advantages.spread(jnp.array([[2.0, 3.0]]), mask)
+  np.testing.assert_array_equal(result, [[[2.0, 0.0], [0.0, 3.0]]])
+
+
+def _gae_loop(rewards, values, mask, discount, lambda_, final_value):
+  chosen = [t for t in range(len(mask)) if mask[t]]
+  result = np.zeros(len(mask))
+  following, ahead = 0.0, final_value
+  for t in reversed(chosen):
+    delta = rewards[t] + discount * ahead - values[t]
+    following = result[t] = delta + discount * lambda_ * following
+    ahead = values[t]
+  return result
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_gae_matches_a_loop_over_chosen_tokens(seed, parallel):
+  rng = np.random.default_rng(seed)
+  rewards, values = rng.normal(size=(2, 4, 13))
+  mask = rng.random((4, 13)) < 0.6
+  mask[3] = False
+  final_values = rng.normal(size=4)
+  settings = {"discount": 0.9, "lambda_": 0.8}
+  expected = [
+    _gae_loop(*row, **settings, final_value=final)
+    for *row, final in zip(rewards, values, mask, final_values, strict=True)
+  ]
+
+  def estimate(rewards, values, mask, final_value):
+    return advantages.gae(
+      rewards,
+      values,
+      mask,
+      final_value=final_value,
+      parallel=parallel,
+      **settings,
+    )
+
+  result = jax.jit(jax.vmap(estimate))(
+    jnp.asarray(np.where(mask, rewards, np.nan), jnp.float32),
+    jnp.asarray(np.where(mask, values, np.nan), jnp.float32),
+    jnp.asarray(mask),
+    jnp.asarray(final_values, jnp.float32),
+  )
+  np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_gae_of_lambda_one_is_the_return_less_the_value(parallel):
+  rng = np.random.default_rng(0)
+  rewards, values = jnp.asarray(rng.normal(size=(2, 9)), jnp.float32)
+  mask = jnp.asarray(rng.random(9) < 0.7)
+  returns = advantages.discounted_returns(
+    rewards, mask, discount=0.9, final_value=2.0, parallel=parallel
+  )
+  result = advantages.gae(
+    rewards, values, mask, discount=0.9, lambda_=1.0, final_value=2.0
+  )
+  np.testing.assert_allclose(
+    result, jnp.where(mask, returns - values, 0.0), rtol=1e-5, atol=1e-5
+  )
+
+
+def test_returns_skip_tokens_that_the_policy_did_not_choose():
+  rewards = jnp.array([1.0, 100.0, 2.0, 4.0])
+  mask = jnp.array([True, False, True, True])
+  result = advantages.discounted_returns(rewards, mask, discount=0.5)
+  np.testing.assert_array_equal(result, [3.0, 0.0, 4.0, 4.0])
+
+
+def test_group_functions_are_the_same_on_eight_devices():
+  rewards, valid = (jnp.asarray(x) for x in _jax(*_rewards(0, (8, 4))))
+  functions = [
+    advantages.group_advantages,
+    advantages.leave_one_out,
+    advantages.best_of_group,
+    advantages.reinforce_plus_plus,
+    lambda r, v: advantages.pass_at_k(r > 0, v, k=2),
+  ]
+  expected = [function(rewards, valid) for function in functions]
+  with jax.set_mesh(jax.make_mesh((2, 4), ("data", "fsdp"))):
+    put = jax.device_put((rewards, valid), jax.P("data", "fsdp"))
+    for function, value in zip(functions, expected, strict=True):
+      np.testing.assert_allclose(
+        jax.jit(function)(*put), value, rtol=1e-5, atol=1e-6
+      )
