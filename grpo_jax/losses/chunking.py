@@ -7,7 +7,7 @@ What `vocabulary.py` and `distill.py` share. Arrays of tokens are
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,23 +17,23 @@ from jaxtyping import Array
 # Logits that one device holds at a time: 256 MiB in float32.
 _CHUNK_LOGITS = 2**26
 
+Kind = Literal["tokens", "logits", "head"]
+
 
 class Layout(NamedTuple):
   """How explicit mesh axes split the tokens and the vocabulary.
 
   Attributes:
-    tokens: spec of an array [*rows, T, ...].
-    head: spec of the unembedding [D, V].
-    logits: spec of an array [*rows, T, V].
+    rows: spec entries of the axes [*rows, T].
+    vocab: spec entry of V.
     row_axes: mesh axes that split tokens; () without explicit sharding.
     vocab_axes: mesh axes that split V.
     local_tokens: tokens on one device.
     local_vocab: entries of the vocabulary on one device.
   """
 
-  tokens: PartitionSpec
-  head: PartitionSpec
-  logits: PartitionSpec
+  rows: tuple
+  vocab: str | tuple[str, ...] | None
   row_axes: tuple[str, ...]
   vocab_axes: tuple[str, ...]
   local_tokens: int
@@ -43,35 +43,41 @@ class Layout(NamedTuple):
     self,
     local: Callable[..., tuple],
     args: Sequence[Array],
-    in_specs: Sequence[PartitionSpec],
-    out_specs: Sequence[PartitionSpec],
+    inputs: Sequence[Kind],
+    outputs: Sequence[Kind],
   ) -> tuple[Array, ...]:
     """Calls `local` on each device's part, token axes flattened to one.
 
-    Each spec is one of this layout's three; `local` itself sums over the
-    shards, with the methods below.
+    The kinds of arrays are "tokens" [*rows, T, ...], "logits" [*rows, T, V] and
+    "head" [D, V]. `local` itself sums over the shards, with the methods below.
     """
-    lead = len(self.tokens)
+    lead = len(self.rows)
+    specs = {
+      "tokens": PartitionSpec(*self.rows),
+      "logits": PartitionSpec(*self.rows, self.vocab),
+      "head": PartitionSpec(None, self.vocab),
+    }
 
     def on_device(*args):
       flat, shape = [], ()
-      for x, spec in zip(args, in_specs, strict=True):
-        if spec != self.head:
+      for x, kind in zip(args, inputs, strict=True):
+        if kind != "head":
           shape = x.shape[:lead]
           x = x.reshape(-1, *x.shape[lead:])
         flat.append(x)
       return tuple(
-        x if spec == self.head else x.reshape(*shape, *x.shape[1:])
-        for x, spec in zip(local(*flat), out_specs, strict=True)
+        x if kind == "head" else x.reshape(*shape, *x.shape[1:])
+        for x, kind in zip(local(*flat), outputs, strict=True)
       )
 
     if not self.row_axes and not self.vocab_axes:
       return on_device(*args)
+    in_specs = tuple(specs[kind] for kind in inputs)
     args = [jax.reshard(x, s) for x, s in zip(args, in_specs, strict=True)]
     return jax.shard_map(
       on_device,
-      in_specs=tuple(in_specs),
-      out_specs=tuple(out_specs),
+      in_specs=in_specs,
+      out_specs=tuple(specs[kind] for kind in outputs),
       check_vma=False,  # Never differentiated: both passes are written out.
     )(*args)
 
@@ -132,9 +138,8 @@ def layout_of(hidden: Array, head: Array) -> Layout:
     )
   sizes = jax.typeof(hidden).sharding.mesh.shape
   return Layout(
-    tokens=PartitionSpec(*rows),
-    head=PartitionSpec(None, vocab),
-    logits=PartitionSpec(*rows, vocab),
+    rows=tuple(rows),
+    vocab=vocab,
     row_axes=row_axes,
     vocab_axes=vocab_axes,
     local_tokens=math.prod(hidden.shape[:-1])

@@ -243,8 +243,8 @@ def _forward(hidden, head, teacher_hidden, teacher_head, settings):
     return chunking.scan_chunks(chunk, None, arrays, chunks)[1]
 
   args = (hidden, head, teacher_hidden, teacher_head)
-  specs = (layout.tokens, layout.head) * 2
-  (divergence,) = layout.run(local, args, specs, (layout.tokens,))
+  kinds = ("tokens", "head") * 2
+  (divergence,) = layout.run(local, args, kinds, ("tokens",))
   return divergence, args
 
 
@@ -278,8 +278,8 @@ def _backward(settings, residuals, cotangent):
   hidden_grad, head_grad = layout.run(
     local,
     (*residuals, cotangent),
-    (layout.tokens, layout.head) * 2 + (layout.tokens,),
-    (layout.tokens, layout.head),
+    ("tokens", "head") * 2 + ("tokens",),
+    ("tokens", "head"),
   )
   return hidden_grad, head_grad, None, None
 

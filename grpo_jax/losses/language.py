@@ -54,15 +54,15 @@ def cross_entropy(
     raise ValueError(f"{label_smoothing=} needs mean_logprobs.")
   weights = weights.astype(jnp.float32)
 
-  def total(x):
-    return jnp.sum(weights * jnp.where(weights > 0, x.astype(jnp.float32), 0.0))
+  def keep(x):
+    return jnp.where(weights > 0, x.astype(jnp.float32), 0.0)
 
-  nll = -total(logprobs)
+  nll = -jnp.sum(weights * keep(logprobs))
   metrics = {"weight": jnp.sum(weights), "nll": nll}
   loss = (1.0 - label_smoothing) * nll
   if label_smoothing != 0:
-    loss -= label_smoothing * total(mean_logprobs)
+    loss -= label_smoothing * jnp.sum(weights * keep(mean_logprobs))
   if log_normalizer is not None:
-    metrics["z"] = total(log_normalizer.astype(jnp.float32) ** 2)
+    metrics["z"] = jnp.sum(weights * keep(log_normalizer) ** 2)
     loss += z_coef * metrics["z"]
   return loss, jax.lax.stop_gradient(metrics)

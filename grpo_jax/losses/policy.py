@@ -133,9 +133,9 @@ def gspo_loss(
   surrogate = min(s A, clip(s, 1 - clip_low, 1 + clip_high) A) with
   s = exp(mean_t log(pi / pi_old)), the mean over the row's tokens of positive
   weight. https://arxiv.org/abs/2507.18071, section 4.1, equations 5 and 7; the
-  default bounds are its section 5.1's. Metrics of the ratio are of tokens, those
-  of the clip of completions. Only `sequence_mean` weights give each completion
-  one share: see `check`.
+  default bounds are its section 5.1's. Metrics of ratios are of tokens,
+  those of the clip of completions. Only `sequence_mean` weights give each
+  completion one share: see `check`.
 
   Args:
     logprobs: as in `grpo_loss`.

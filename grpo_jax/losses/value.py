@@ -55,8 +55,13 @@ def value_loss(
   }
   if clip is not None:
     old_values = jax.lax.stop_gradient(keep(old_values))
-    step = jnp.clip(values - old_values, -clip, clip)
-    clipped = (old_values + step - returns) ** 2
+    step = values - old_values
+    # Elsewhere the two errors are equal, up to a rounding that counts nothing.
+    clipped = jnp.where(
+      jnp.abs(step) > clip,
+      (old_values + jnp.clip(step, -clip, clip) - returns) ** 2,
+      error,
+    )
     metrics["value/clip_ratio"] = jnp.sum(weights * (clipped > error))
     error = jnp.maximum(error, clipped)
   loss = 0.5 * jnp.sum(weights * error)

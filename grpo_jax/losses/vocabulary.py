@@ -78,7 +78,8 @@ def token_stats(
     hidden: last states of the network; products of bfloat16 are accumulated
       in float32.
     head: the unembedding, without a bias.
-    targets: ids in [0, V). An id outside gets the log-prob -log Z.
+    targets: ids in [0, V). The log-prob of an id outside means nothing, but is
+      finite and harms no other.
     temperature: of the distribution that is scored; above 0.
     chunk_size: in tokens per device; None takes as many as 2**26 logits hold.
       When all tokens fit into one chunk, its logits are kept for the backward
@@ -166,9 +167,8 @@ def top_logprobs(
     chunks = layout.num_chunks(chunk_size)
     return chunking.scan_chunks(chunk, None, (hidden,), chunks)[1]
 
-  specs = (layout.tokens, layout.head)
   return TopLogprobs(
-    *layout.run(local, (hidden, head), specs, (layout.tokens,) * 2)
+    *layout.run(local, (hidden, head), ("tokens", "head"), ("tokens",) * 2)
   )
 
 
@@ -195,8 +195,11 @@ def mean_logprobs(
   """
   check_temperature(temperature)
   hidden, head = chunking.gather_width(hidden, head)
+  # What is not finite is padding, and must not reach the head's gradient.
+  finite = jnp.isfinite(log_normalizer)[..., None]
+  hidden = jnp.where(finite, hidden.astype(jnp.float32), 0.0)
   column = jnp.mean(head.astype(jnp.float32), axis=-1)
-  mean = jnp.einsum("...d,d->...", hidden.astype(jnp.float32), column)
+  mean = jnp.einsum("...d,d->...", hidden, column)
   return mean / temperature - log_normalizer
 
 
@@ -304,8 +307,8 @@ def _forward(hidden, head, ids, temperature, chunk_size):
   logprobs, entropy, log_normalizer, *logits = layout.run(
     local,
     (hidden, head, ids),
-    (layout.tokens, layout.head, layout.tokens),
-    (layout.tokens,) * 3 + (layout.logits,) * (chunks == 1),
+    ("tokens", "head", "tokens"),
+    ("tokens",) * 3 + ("logits",) * (chunks == 1),
   )
   results = (logprobs, entropy, log_normalizer)
   return results, (hidden, head, ids, entropy, log_normalizer, logits)
@@ -348,10 +351,8 @@ def _backward(temperature, chunk_size, residuals, cotangents):
   hidden_grad, head_grad = layout.run(
     local,
     (head, *token_arrays, *logits),
-    (layout.head,)
-    + (layout.tokens,) * len(token_arrays)
-    + (layout.logits,) * len(logits),
-    (layout.tokens, layout.head),
+    ("head",) + ("tokens",) * len(token_arrays) + ("logits",) * len(logits),
+    ("tokens", "head"),
   )
   return hidden_grad, head_grad, None
 

@@ -3,8 +3,8 @@
 P prompts, G completions each, T query positions, S prompt slots, C slots of the
 rows' own keys; K key/value heads, R query heads per key/value head, H width.
 
-The prompt's keys and values are stored once per group, [P, S, K, H]; the G rows
-of a group attend to them beside their own [P, G, C, K, H], with one softmax
+The prompt's keys and values are stored once per group, [P, K, S, H]; the G rows
+of a group attend to them beside their own [P, G, K, C, H], with one softmax
 over both. Plain text is the case G = 1 without a prompt.
 """
 
@@ -50,65 +50,61 @@ def attention(
     cache: the rows' earlier keys and values, with the slot that x writes; the
       result holds the cache with x written.
   """
-  rows = sharding.row_spec(x, 3)
-  q = _project(params, cfg, "q", x)
-  k = _project(params, cfg, "k", x)
-  v = _project(params, cfg, "v", x)
-  q = layers.rotate(q.reshape(*q.shape[:3], -1, cfg.head_dim), angles).reshape(
-    q.shape
-  )
-  k = layers.rotate(k, angles)
-  own = LayerKV(k, v)
+  q, k, v = (_project(params, cfg, name, x) for name in "qkv")
+  q = _rotate(q, angles) * jnp.asarray(cfg.head_dim**-0.5, q.dtype)
+  own = LayerKV(_rotate(k, angles)[:, :, :, :, 0], v[:, :, :, :, 0])
   if cache is not None:
     earlier, slot = cache
     own = jax.tree.map(
       lambda old, new: jax.lax.dynamic_update_slice_in_dim(
-        old, new, slot, axis=2
+        old, new, slot, axis=3
       ),
       earlier,
       own,
     )
-  q = q * jnp.asarray(cfg.head_dim**-0.5, q.dtype)
   if visible.ndim == 4:
     visible = visible[:, :, None, :, None, :]
-  scores = jnp.where(visible, _scores("PGTKRH,PGCKH->PGKTRC", q, own), _MASKED)
+  scores = jnp.where(visible, _scores("PGKTRH,PGKCH->PGKTRC", q, own), _MASKED)
   top = jnp.max(scores, axis=-1)
   if prompt is not None:
     kv, mask = prompt
-    before = _scores("PGTKRH,PSKH->PKGTRS", q, kv)
+    q = q.swapaxes(1, 2)
+    before = _scores("PKGTRH,PKSH->PKGTRS", q, kv)
     before = jnp.where(mask[:, None, None, None, None, :], before, _MASKED)
     top = jnp.maximum(top, jnp.max(before, axis=-1).swapaxes(1, 2))
   # Dividing after the product with the values costs less, by C / H.
   top = jax.lax.stop_gradient(top)
   shares = jnp.exp(scores - top[..., None])
   total = jnp.sum(shares, axis=-1)
-  y = _mix("PGKTRC,PGCKH->PGTKRH", shares, own)
+  y = _mix("PGKTRC,PGKCH->PGKTRH", shares, own)
   if prompt is not None:
     shares = jnp.exp(before - top.swapaxes(1, 2)[..., None])
     total = total + jnp.sum(shares, axis=-1).swapaxes(1, 2)
-    y = y + _mix("PKGTRS,PSKH->PGTKRH", shares, kv)
-  y = (y / jnp.moveaxis(total, 2, 3)[..., None]).astype(x.dtype)
-  axes = ("kv_heads", None, None, "embed")
-  y = jnp.einsum(
-    "PGTKRH,KRHD->PGTD",
-    y,
-    sharding.to_use(params["o"], axes, x.dtype),
-    out_sharding=sharding.out(rows, None),
+    y = y + _mix("PKGTRS,PKSH->PKGTRH", shares, kv).swapaxes(1, 2)
+  y = (y / total[..., None]).astype(x.dtype)
+  weight = sharding.to_use(
+    params["o"], ("kv_heads", None, None, "embed"), x.dtype
   )
-  return y, own
+  return layers.dense(jnp.moveaxis(y, 2, 3), weight, contract=3), own
 
 
 def _project(params, cfg, name, x):
-  """Returns q [P, G, T, K, R, H], or k or v [P, G, T, K, H]."""
+  """Returns q [P, G, K, T, R, H], or k or v with R = 1: heads before slots."""
   heads = ("kv_heads", None) if name == "q" else ("kv_heads",)
-  letters = "KRH" if name == "q" else "KH"
   weight = sharding.to_use(params[name], ("embed", *heads, None), x.dtype)
-  y = jnp.einsum(f"PGTD,D{letters}->PGT{letters}", x, weight)
+  y = layers.dense(x, weight)
   if cfg.qkv_bias:
     y = y + sharding.to_use(params[f"{name}_bias"], (*heads, None), x.dtype)
   if cfg.qk_norm and name != "v":
     y = layers.rms_norm(y, params[f"{name}_norm"], cfg.norm_eps)
-  return y
+  if name != "q":
+    y = y[..., None, :]
+  return jnp.moveaxis(y, 3, 2)
+
+
+def _rotate(x, angles):
+  """Rotates [P, G, K, T, R, H] by the angles [P, G, T, H / 2] of its slots."""
+  return layers.rotate(x, tuple(a[:, :, None, :, None] for a in angles))
 
 
 def _scores(equation, q, kv):

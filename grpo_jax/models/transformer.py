@@ -32,7 +32,7 @@ class Prompt:
   """Keys and values of P prompts, for the rows of their groups to attend to.
 
   Attributes:
-    layers: one stacked LayerKV of [L, P, S, K, H], or a tuple of L of them.
+    layers: one stacked LayerKV of [L, P, K, S, H], or a tuple of L of them.
     mask: which slots hold a token.
   """
 
@@ -45,7 +45,7 @@ class Cache:
   """Keys and values of what rows have decoded so far.
 
   Attributes:
-    layers: a tuple of L LayerKV of [P, G, C, K, H].
+    layers: a tuple of L LayerKV of [P, G, K, C, H].
     length: slots filled, the same for all rows.
   """
 
@@ -89,7 +89,7 @@ def forward(
   if cache is None:
     visible = _causal(segments)
   else:
-    slots = jax.tree.leaves(cache.layers)[0].shape[2]
+    slots = jax.tree.leaves(cache.layers)[0].shape[3]
     visible = jnp.arange(slots) <= cache.length
 
   def block(x, layer):
@@ -180,8 +180,8 @@ def empty_cache(
   cfg: ModelConfig, tokens: Int[Array, "P G"], slots: int
 ) -> Cache:
   """Returns a cache with `slots` empty slots for the rows of `tokens`."""
-  shape = (*tokens.shape, slots, cfg.num_kv_heads, cfg.head_dim)
-  where = sharding.out(sharding.row_spec(tokens, 2), None, "kv_heads", None)
+  shape = (*tokens.shape, cfg.num_kv_heads, slots, cfg.head_dim)
+  where = sharding.out(sharding.row_spec(tokens, 2), "kv_heads", None, None)
 
   def empty():
     return jnp.zeros(shape, cfg.dtype, out_sharding=where)
@@ -196,9 +196,8 @@ def grow(cache: Cache, slots: int) -> Cache:
   """Returns the cache with room for `slots` slots in all."""
 
   def pad(x: Array) -> Array:
-    return jnp.pad(
-      x, ((0, 0),) * 2 + ((0, slots - x.shape[2]),) + ((0, 0),) * 2
-    )
+    more = slots - x.shape[3]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more), (0, 0)))
 
   return cache.replace(layers=jax.tree.map(pad, cache.layers))
 
