@@ -7,41 +7,41 @@ import setuptools
 _HERE = pathlib.Path(__file__).parent
 
 setuptools.setup(
-    name="grpo_jax",
-    version="0.1.0",
-    description="DeepSeek-R1's reinforcement learning recipe in pure JAX.",
-    long_description=(_HERE / "README.md").read_text(encoding="utf-8"),
-    long_description_content_type="text/markdown",
-    license="Apache-2.0",
-    license_files=["LICENSE"],
-    python_requires=">=3.11",
-    packages=setuptools.find_packages(include=["grpo_jax", "grpo_jax.*"]),
-    install_requires=[
-        "jax>=0.10,<0.12",
-        "jaxtyping>=0.3.2,<0.4",
-        "flax>=0.12,<0.13",
-        "optax>=0.2.5,<0.3",
-        "orbax-checkpoint>=0.12,<0.13",
-        "numpy>=2.0,<3",
-        "ml-collections>=1.1,<2",
-        "absl-py>=2.1,<3",
-        # Problems and corpora: ArrayRecord files read at random, no TensorFlow.
-        "tensorflow-datasets>=4.9.9,<5",
-        "array-record>=0.8,<0.9",
-        "grain>=0.2.12,<0.3",
-        "sentencepiece>=0.2.1,<0.3",
-        # What one sees: the picture of a run, and TensorBoard event files.
-        "matplotlib>=3.9,<4",
-        "tensorboardX>=2.6.2,<3",
+  name="grpo_jax",
+  version="0.1.0",
+  description="DeepSeek-R1's reinforcement learning recipe in pure JAX.",
+  long_description=(_HERE / "README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  license_files=["LICENSE"],
+  python_requires=">=3.11",
+  packages=setuptools.find_packages(include=["grpo_jax", "grpo_jax.*"]),
+  install_requires=[
+    "jax>=0.10,<0.12",
+    "jaxtyping>=0.3.2,<0.4",
+    "flax>=0.12,<0.13",
+    "optax>=0.2.5,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "numpy>=2.0,<3",
+    "ml-collections>=1.1,<2",
+    "absl-py>=2.1,<3",
+    # Problems and corpora: ArrayRecord files read at random, no TensorFlow.
+    "tensorflow-datasets>=4.9.9,<5",
+    "array-record>=0.8,<0.9",
+    "grain>=0.2.12,<0.3",
+    "sentencepiece>=0.2.1,<0.3",
+    # What one sees: the picture of a run, and TensorBoard event files.
+    "matplotlib>=3.9,<4",
+    "tensorboardX>=2.6.2,<3",
+  ],
+  extras_require={
+    "tpu": ["jax[tpu]>=0.10,<0.12"],
+    "cuda": ["jax[cuda12]>=0.10,<0.12"],
+    "test": [
+      "pytest>=8,<10",
+      "beartype>=0.20,<0.24",
+      "ruff>=0.12,<0.18",
+      "equinox>=0.13,<0.15",
     ],
-    extras_require={
-        "tpu": ["jax[tpu]>=0.10,<0.12"],
-        "cuda": ["jax[cuda12]>=0.10,<0.12"],
-        "test": [
-            "pytest>=8,<10",
-            "beartype>=0.20,<0.24",
-            "ruff>=0.12,<0.18",
-            "equinox>=0.13,<0.15",
-        ],
-    },
+  },
 )

@@ -1,41 +1,102 @@
-"""R1-Zero: reinforcement learning on a base model, with rule-based rewards."""
+"""R1-Zero: reinforcement learning on a base model, with rule-based rewards.
+
+  python -m grpo_jax.main --config=experiments/r1_zero.py
+
+makes a small base model from text, then teaches it by GRPO to answer questions
+such as `35,22,13,19=35?` (which two of the four numbers have this sum?). The
+base mostly guesses; trained, it tries pairs and checks each before it answers.
+
+  experiments/r1_zero.py:smoke        two steps, to see that everything runs
+  experiments/r1_zero.py:gsm8k        the real GSM8K, on a small base of its own
+  experiments/r1_zero.py:base=DIR     on the checkpoint of another run
+  experiments/r1_zero.py:qwen2.5-7b   the paper's hyperparameters
+"""
 
 from grpo_jax import configs
 
 
 def get_config(arg=None):
   arg = configs.parse_arg(
-    arg, model=("tiny", "qwen2.5-7b"), smoke=False, gsm8k=False
+    arg,
+    model=("tiny", "qwen2.5-1.5b", "qwen2.5-7b", "qwen2.5-32b"),
+    smoke=False,
+    gsm8k=False,
+    base="",
   )
+  if arg.model != "tiny":
+    return paper(arg)
+  c = gsm8k() if arg.gsm8k else pair_sum()
+  if arg.base:
+    c.source, c.pretrain = arg.base, None
+  if arg.smoke:
+    c.total_steps = 2
+    if c.pretrain:
+      c.pretrain.total_steps = 20
+      c.pretrain.optimizer.warmup_updates = 5
+  return c
+
+
+def pair_sum():
+  """The embedded default: minutes on two cores, nothing to download."""
   c = configs.rl()
-  c.total_steps = 60
+  c.total_steps = 36
   c.pretrain = configs.pretrain()
-  c.pretrain.data = dict(name="pair_sum_corpus", split="train")
-  c.pretrain.total_steps = 1200
+  c.model = dict(dtype="float32", remat="none", head_chunk=512)
   c.data = dict(name="pair_sum", split="train")
   c.prompts = dict(template="plain", num_prompts=32, prompt_slots=24)
-  c.model = dict(dtype="float32", remat="none", head_chunk=512)
   c.sampling = dict(
     group_size=8, max_new_tokens=96, temperature=1.0, cache_chunk=32
   )
+  # Right answers count most: a base this small finds form before content.
   c.rewards = dict(accuracy=1.0, format=0.25)
-  c.ref_every = 20
+  c.ref_every = 12
   c.batching = dict(num_minibatches=2, num_microbatches=1, length_multiple=32)
   c.optimizer.learning_rate = 3e-4
-  c.evaluate = dict(
-    every=10,
-    data=dict(name="pair_sum", split="test", test_size=256),
-    prompt_slots=24,
-    prompts_per_batch=128,
-    sampling=dict(
-      group_size=4,
-      max_new_tokens=96,
-      temperature=0.6,
-      top_p=0.95,
-      cache_chunk=32,
-    ),
-  )
+  c.optimizer.schedule, c.optimizer.final_fraction = "linear", 0.1
+  c.evaluate = configs.built_in_evaluation()
+  c.evaluate.every = 12
+  c.checkpoint.every = 12
+  return c
+
+
+def gsm8k():
+  """Real grade-school problems, far beyond a base of this size."""
+  c = pair_sum()
+  c.total_steps = 12
+  c.pretrain.data = dict(name="gsm8k_corpus", split="train")
+  c.pretrain.tokenizer.vocab_size = 2048
+  c.pretrain.tokenizer.byte_fallback = True
+  c.pretrain.total_steps = 300
+  c.pretrain.batch = dict(num_rows=8, row_length=512, num_microbatches=1)
+  c.data = dict(name="gsm8k", split="train")
+  c.prompts = dict(template="plain", num_prompts=16, prompt_slots=256)
+  c.sampling.max_new_tokens, c.sampling.cache_chunk = 192, 64
+  c.batching.length_multiple = 64
+  c.evaluate.data = dict(name="gsm8k", split="test")
+  c.evaluate.prompt_slots = 256
+  c.evaluate.every = 12
+  c.evaluate.sampling.group_size = 1
+  c.evaluate.sampling.max_new_tokens = 192
+  c.evaluate.sampling.cache_chunk = 64
+  c.print_completions_every = 4
+  return c
+
+
+def paper(arg):
+  """DeepSeek-R1-Zero's hyperparameters (arXiv 2501.12948) on GSM8K.
+
+  Not run so far: it wants accelerators, and `base=DIR` must be the directory of
+  a run of this project; Hugging Face checkpoints cannot be read yet.
+  """
+  c = configs.rl()
+  c.source = arg.base or f"checkpoints/{arg.model}"
+  c.mesh = dict(data=1, fsdp=-1, tensor=1)
+  # 8,192 completions a rollout, in 16 updates of 512.
+  c.prompts.num_prompts = 512
+  c.batching.num_minibatches = 16
+  c.total_steps = 650  # Rollouts of 16 updates each: 10,400 updates.
+  c.ref_every = 25  # Rollouts: 400 updates.
+  c.batching.num_microbatches = 8
   if arg.smoke:
     c.total_steps = 2
-    c.pretrain.total_steps, c.pretrain.optimizer.warmup_updates = 20, 5
   return c

@@ -12,7 +12,6 @@ import pathlib
 import tempfile
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
@@ -169,8 +168,6 @@ def load_policy(
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a file that is there whole or not at all."""
-  if jax.process_index():
-    return
   with tempfile.NamedTemporaryFile(
     "w", dir=path.parent, delete=False, encoding="utf-8"
   ) as file:

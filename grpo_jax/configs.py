@@ -262,13 +262,20 @@ def _common(stage: str) -> config_dict.ConfigDict:
 
 
 def _optimizer(learning_rate: float) -> dict[str, Any]:
-  return dict(learning_rate=learning_rate, clip_norm=1.0, weight_decay=0.0)
+  return dict(
+    learning_rate=learning_rate,
+    schedule="constant",
+    warmup_updates=0,
+    final_fraction=0.0,
+    clip_norm=1.0,
+    weight_decay=0.0,
+  )
 
 
 def pretrain() -> config_dict.ConfigDict:
   """The pretrain stage: a base model from text."""
   c = _common("pretrain")
-  c.total_steps = 1000
+  c.total_steps = 800
   # What `data.datasets.load` reads.
   c.data = dict(name="pair_sum_corpus", split="train")
   # A sentencepiece model trained on the text, or bytes.
@@ -293,7 +300,7 @@ def pretrain() -> config_dict.ConfigDict:
     schedule="cosine", warmup_updates=50, final_fraction=0.05, weight_decay=0.05
   )
   c.log_every = 20
-  c.checkpoint = dict(every=500, keep=1)
+  c.checkpoint = dict(every=200, keep=1)
   return c
 
 
@@ -314,6 +321,8 @@ def rl() -> config_dict.ConfigDict:
   )
   c.rewards = dict(accuracy=1.0, format=1.0)
   c.advantages = dict(scale="std")
+  # Names in `losses.policy.OBJECTIVES` and `masking.WEIGHTINGS`.
+  c.objective = "grpo"
   c.weighting = "sequence_mean"
   c.loss = dict(clip_low=0.2, clip_high=0.2, kl_coef=1e-3)
   # The reference becomes the policy every so many steps; 0 for never.
@@ -347,3 +356,21 @@ def evaluate() -> config_dict.ConfigDict:
   c.evaluate = rl().evaluate
   del c.evaluate.every
   return c
+
+
+def built_in_evaluation() -> config_dict.ConfigDict:
+  """`evaluate` for pair_sum: 256 held-out problems, 4 samples each."""
+  return config_dict.ConfigDict(
+    dict(
+      data=dict(name="pair_sum", split="test", test_size=256),
+      prompt_slots=24,
+      prompts_per_batch=128,
+      sampling=dict(
+        group_size=4,
+        max_new_tokens=96,
+        temperature=0.6,
+        top_p=0.95,
+        cache_chunk=32,
+      ),
+    )
+  )

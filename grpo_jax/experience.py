@@ -3,6 +3,7 @@
 P prompts, G completions each, N completion slots, M pieces.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,12 +21,6 @@ from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards.combine import Scores
 from grpo_jax.types import Experience, PromptBatch, Rollout
-
-WEIGHTINGS = {
-  "sequence_mean": lambda mask, _: masking.sequence_mean(mask),
-  "token_mean": lambda mask, _: masking.token_mean(mask),
-  "constant_length": masking.constant_length,
-}
 
 ScoreFn = Callable[[Params, PromptBatch, Any, Any], TokenStats]
 
@@ -124,13 +119,16 @@ def minibatches(
   Args:
     experience: of all P prompts.
     count: optimizer updates.
-    weighting: a name in `WEIGHTINGS`.
+    weighting: a name in `masking.WEIGHTINGS`.
     length: N of the config, which `constant_length` divides by.
   """
+  weigh = masking.WEIGHTINGS[weighting]
+  if weighting == "constant_length":
+    weigh = functools.partial(weigh, length=length)
   size = experience.tokens.shape[0] // count
   for first in range(0, size * count, size):
     part = jax.tree.map(lambda x, i=first: x[i : i + size], experience)
-    weights = WEIGHTINGS[weighting](jnp.asarray(part.completion_mask), length)
+    weights = weigh(jnp.asarray(part.completion_mask))
     yield part.replace(weights=np.asarray(weights))
 
 

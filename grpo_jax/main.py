@@ -9,7 +9,6 @@ import pathlib
 import sys
 import traceback
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -30,17 +29,12 @@ _WORKDIR = flags.DEFINE_string(
   None,
   "Directory of the run; by default runs/ and the experiment's name.",
 )
-_DISTRIBUTED = flags.DEFINE_bool(
-  "distributed", False, "Join the other processes of a pod or cluster."
-)
 
 
 def main(argv: list[str]) -> None:
   """Runs the stage that the config names."""
   if len(argv) > 1:
     sys.exit(f"Unknown argument {argv[1]!r}; see --help.")
-  if _DISTRIBUTED.value:
-    jax.distributed.initialize()
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # Libraries tell much at INFO.
   config = _CONFIG.value

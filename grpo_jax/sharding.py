@@ -133,10 +133,7 @@ def split_rows(
 
 
 def place(mesh: Mesh, tree: Any, axes: Sequence[Any]) -> Any:
-  """Returns host arrays as global ones, their leading axes split over `axes`.
-
-  Every process holds all rows and hands over those of its own devices.
-  """
+  """Returns host arrays as global ones, split over `axes` from the first on."""
   sharding = NamedSharding(mesh, PartitionSpec(*axes))
 
   def put(x: Any) -> jax.Array:
@@ -147,9 +144,5 @@ def place(mesh: Mesh, tree: Any, axes: Sequence[Any]) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-  """Returns global arrays as NumPy, all rows of them, on every process."""
-  if jax.process_count() == 1:
-    return jax.device_get(tree)
-  from jax.experimental import multihost_utils  # Only where processes talk.
-
-  return multihost_utils.process_allgather(tree, tiled=True)
+  """Returns global arrays as NumPy, all rows of them."""
+  return jax.device_get(tree)

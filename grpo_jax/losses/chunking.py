@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-# Logits that one device holds at a time: 256 MiB in float32.
+# What one device takes at a time: logits of 256 MiB in float32, and no more
+# tokens than keep a matrix unit busy, so that small ones stay in its cache.
 _CHUNK_LOGITS = 2**26
+_CHUNK_TOKENS = 2048
 
 Kind = Literal["tokens", "logits", "head"]
 
@@ -106,7 +108,8 @@ class Layout(NamedTuple):
       ValueError: `chunk_size` is below 1.
     """
     if chunk_size is None:
-      chunk_size = max(1, _CHUNK_LOGITS // self.local_vocab)
+      chunk_size = min(_CHUNK_TOKENS, _CHUNK_LOGITS // self.local_vocab)
+      chunk_size = max(chunk_size, 1)
     if chunk_size < 1:
       raise ValueError(f"{chunk_size=} must be at least 1 token.")
     return max(1, -(-self.local_tokens // chunk_size))

@@ -81,9 +81,9 @@ def token_stats(
     targets: ids in [0, V). The log-prob of an id outside means nothing, but is
       finite and harms no other.
     temperature: of the distribution that is scored; above 0.
-    chunk_size: in tokens per device; None takes as many as 2**26 logits hold.
-      When all tokens fit into one chunk, its logits are kept for the backward
-      pass instead of being computed twice.
+    chunk_size: in tokens per device; None is 2,048, or as many as make 2**26
+      logits. When all tokens fit into one chunk, its logits are kept for the
+      backward pass instead of being computed twice.
 
   Raises:
     ValueError: `temperature` or `chunk_size` is not positive, or rows and

@@ -1,4 +1,4 @@
-"""What a model is: one frozen record, and a table of published ones."""
+"""What a model is: one frozen record."""
 
 import dataclasses
 
@@ -46,6 +46,10 @@ class ModelConfig:
   head_chunk: int = 512
 
   def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.type in (int, "int") and value < 1:
+        raise ValueError(f"{field.name}={value} must be at least 1.")
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f"num_heads={self.num_heads} must divide by"
@@ -57,46 +61,8 @@ class ModelConfig:
       raise ValueError(f"dtype={self.dtype!r} must be one of {DTYPES}.")
     if self.remat not in REMAT:
       raise ValueError(f"remat={self.remat!r} must be one of {REMAT}.")
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if field.type in (int, "int") and value < 1:
-        raise ValueError(f"{field.name}={value} must be at least 1.")
 
   @property
   def queries_per_kv(self) -> int:
     """R, the query heads that share one key/value head."""
     return self.num_heads // self.num_kv_heads
-
-
-def _qwen2(layers, d_model, heads, kv_heads, d_ff, vocab, tied, head_dim=128):
-  return dict(
-    vocab_size=vocab,
-    num_layers=layers,
-    d_model=d_model,
-    num_heads=heads,
-    num_kv_heads=kv_heads,
-    head_dim=head_dim,
-    d_ff=d_ff,
-    rope_theta=1e6,
-    qkv_bias=True,
-    tied_head=tied,
-  )
-
-
-def _qwen3(layers, d_model, heads, kv_heads, d_ff, tied):
-  return _qwen2(layers, d_model, heads, kv_heads, d_ff, 151936, tied) | dict(
-    qkv_bias=False, qk_norm=True
-  )
-
-
-# Fields as published in each model's config.json.
-PRESETS = {
-  "qwen2.5-0.5b": _qwen2(24, 896, 14, 2, 4864, 151936, True, head_dim=64),
-  "qwen2.5-1.5b": _qwen2(28, 1536, 12, 2, 8960, 151936, True),
-  "qwen2.5-7b": _qwen2(28, 3584, 28, 4, 18944, 152064, False),
-  "qwen2.5-32b": _qwen2(64, 5120, 40, 8, 27648, 152064, False)
-  | dict(norm_eps=1e-5),
-  "qwen3-0.6b": _qwen3(28, 1024, 16, 8, 3072, True),
-  "qwen3-1.7b": _qwen3(28, 2048, 16, 8, 6144, True),
-  "qwen3-8b": _qwen3(36, 4096, 32, 8, 12288, False),
-}

@@ -1,6 +1,7 @@
 """Parameters: what each one is, and trees of them, abstract or real."""
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -161,7 +162,7 @@ def abstract_params(specs: Specs, mesh: Mesh) -> Any:
 def count(specs: Specs) -> int:
   """Returns the number of parameters."""
   leaves = jax.tree.leaves(specs, is_leaf=_is_spec)
-  return sum(int(jnp.prod(jnp.array(leaf.shape))) for leaf in leaves)
+  return sum(math.prod(leaf.shape) for leaf in leaves)
 
 
 def _is_spec(x: Any) -> bool:

@@ -6,7 +6,7 @@ newest checkpoint of another run. P prompts, k completions each.
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax

@@ -106,7 +106,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
       loss_fn,
       cfg=cfg,
       temperature=sampling.temperature,
-      policy_loss=functools.partial(policy.grpo_loss, **config.loss),
+      policy_loss=functools.partial(
+        policy.OBJECTIVES[config.objective], **config.loss
+      ),
     ),
     tx,
     num_microbatches=config.batching.num_microbatches,
@@ -265,43 +267,50 @@ def base_model(
   """Returns the directory of the base model's run, made here if so configured.
 
   None where making it was stopped.
-
-  Raises:
-    FileNotFoundError: `config.source` holds no checkpoint.
   """
   if config.pretrain:
     checkpoint.claim(workdir, config.to_dict())
     base = workdir / "base"
     print(f"The base model, in {base}:")
     return base if pretrain.run(config.pretrain, base) else None
-  source = pathlib.Path(config.source)
-  if not (source / checkpoint.CHECKPOINTS).is_dir():
-    raise FileNotFoundError(
-      f"No base model in {config.source!r}: make one with `python -m"
-      f" grpo_jax.main --config=experiments/pretrain.py --workdir={source}`,"
-      " or give --config.source=DIRECTORY."
-    )
-  return source
+  return pathlib.Path(config.source)
 
 
 def check(config: ConfigDict) -> None:
-  """Raises ValueError, in one sentence, if the config cannot be run."""
+  """Raises an error of one sentence if the config cannot be run.
+
+  Raises:
+    ValueError: a field is unknown or does not fit the others.
+    FileNotFoundError: `config.source` holds no checkpoint.
+  """
   configs.check_fields(
     config, configs.rl(), free=("data", "rewards", "pretrain")
   )
+  policy.check(config.objective, config.weighting)
   for name, function, given in (
     ("sampling", decode.SamplingParams, ()),
     ("evaluate.sampling", decode.SamplingParams, ()),
     ("advantages", advantages.group_advantages, ("rewards", "valid")),
-    ("loss", policy.grpo_loss, ("entropy", "correction")),
+    (
+      "loss",
+      policy.OBJECTIVES[config.objective],
+      ("entropy", "correction"),
+    ),
     ("optimizer", optimizer.make_optimizer, ("total_updates",)),
   ):
     section = config
     for part in name.split("."):
       section = section[part]
     configs.check_section(name, section, function, given)
+  source = pathlib.Path(config.source)
   if config.pretrain:
     pretrain.check(config.pretrain)
+  elif not (source / checkpoint.CHECKPOINTS).is_dir():
+    raise FileNotFoundError(
+      f"No base model in {config.source!r}: make one with `python -m"
+      f" grpo_jax.main --config=experiments/pretrain.py --workdir={source}`,"
+      " or give --config.source=DIRECTORY."
+    )
   combine.check(dict(config.rewards))
   sampling = decode.SamplingParams(**config.sampling)
   decode.SamplingParams(**config.evaluate.sampling)
@@ -315,11 +324,6 @@ def check(config: ConfigDict) -> None:
       "config.sampling must draw from the whole vocabulary at a temperature"
       " above 0 (top_k=0, top_p=1, min_p=0): the loss scores tokens under"
       " that distribution."
-    )
-  if config.weighting not in experience.WEIGHTINGS:
-    raise ValueError(
-      f"config.weighting={config.weighting!r};"
-      f" {configs.nearest(config.weighting, experience.WEIGHTINGS)}"
     )
   parts = config.batching.num_minibatches, config.batching.num_microbatches
   if config.prompts.num_prompts % (parts[0] * parts[1]):

@@ -92,10 +92,17 @@ def _naive(hidden, head, teacher_hidden, teacher_head, cotangent, **kw):
 def test_chunks_give_what_all_logits_give(kind, beta):
   batch = _batch()
   options = {"kind": kind, "beta": beta, "temperature": 1.3}
-  expected = jax.jit(functools.partial(_naive, **options))(*batch)
-  for chunk_size in (None, 7):
-    call = functools.partial(_pulled_back, **options, chunk_size=chunk_size)
-    for a, b in zip(jax.jit(call)(*batch), expected, strict=True):
+
+  def everything(*batch):
+    return [
+      _naive(*batch, **options),
+      _pulled_back(*batch, **options),
+      _pulled_back(*batch, **options, chunk_size=7),
+    ]
+
+  expected, *results = jax.jit(everything)(*batch)
+  for result in results:
+    for a, b in zip(result, expected, strict=True):
       np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -175,22 +182,25 @@ def test_bfloat16_is_computed_in_float32():
 @pytest.mark.parametrize(("kind", "beta"), SETTINGS)
 def test_top_k_of_the_whole_vocabulary_is_the_full_divergence(kind, beta):
   hidden, head, teacher_hidden, teacher_head, _ = _batch()
-  top = vocabulary.top_logprobs(teacher_hidden, teacher_head, V)
-  logprobs = vocabulary.logprobs_at(hidden, head, top.ids)
-  options = {"kind": kind, "beta": beta}
-  full = distill.full_divergence(
-    hidden, head, teacher_hidden, teacher_head, **options
-  )
-  np.testing.assert_allclose(
-    distill.top_k_divergence(logprobs, top.logprobs, **options),
-    full,
-    rtol=1e-4,
-    atol=1e-5,
-  )
+
+  @jax.jit
+  def divergences(hidden, head, teacher_hidden, teacher_head):
+    top = vocabulary.top_logprobs(teacher_hidden, teacher_head, V)
+    logprobs = vocabulary.logprobs_at(hidden, head, top.ids)
+    options = {"kind": kind, "beta": beta}
+    return (
+      distill.full_divergence(
+        hidden, head, teacher_hidden, teacher_head, **options
+      ),
+      distill.top_k_divergence(logprobs, top.logprobs, **options),
+      distill.top_k_divergence(
+        logprobs[..., :4], top.logprobs[..., :4], **options
+      ),
+    )
+
+  full, top, part = divergences(hidden, head, teacher_hidden, teacher_head)
+  np.testing.assert_allclose(top, full, rtol=1e-4, atol=1e-5)
   # Fewer tokens tell less, and nothing about equal distributions.
-  part = distill.top_k_divergence(
-    logprobs[..., :4], top.logprobs[..., :4], **options
-  )
   assert jnp.all(part >= -1e-6) and jnp.all(part <= full + 1e-5)
 
 

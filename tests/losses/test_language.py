@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,12 +45,16 @@ def _naive(hidden, head, tokens, weights, z_coef, label_smoothing):
 def test_value_and_gradient_match_the_whole_vocabulary(z_coef, label_smoothing):
   hidden, head, tokens, weights = _batch()
   options = {"z_coef": z_coef, "label_smoothing": label_smoothing}
-  expected, gradients = jax.value_and_grad(_naive, (0, 1))(
-    hidden, head, tokens, weights, **options
-  )
-  (loss, metrics), result = jax.value_and_grad(_loss, (0, 1), has_aux=True)(
-    hidden, head, tokens, weights, **options
-  )
+
+  @jax.jit
+  def both(hidden, head):
+    args = (hidden, head, tokens, weights)
+    return (
+      jax.value_and_grad(_naive, (0, 1))(*args, **options),
+      jax.value_and_grad(_loss, (0, 1), has_aux=True)(*args, **options),
+    )
+
+  (expected, gradients), ((loss, metrics), result) = both(hidden, head)
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
   for a, b in zip(result, gradients, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
@@ -61,23 +67,20 @@ def test_padding_is_never_read():
   hidden, head, tokens, weights = _batch()
   padded = jnp.where(weights[..., None] > 0, hidden, jnp.nan)
   options = {"z_coef": 1e-2, "label_smoothing": 0.1}
-  for a, b in zip(
-    jax.grad(_loss, (0, 1), has_aux=True)(
-      hidden, head, tokens, weights, **options
-    )[0],
-    jax.grad(_loss, (0, 1), has_aux=True)(
-      padded, head, tokens, weights, **options
-    )[0],
-    strict=True,
-  ):
+  call = functools.partial(_loss, **options)
+  call = jax.jit(jax.grad(call, (0, 1), has_aux=True))
+  expected, _ = call(hidden, head, tokens, weights)
+  gradients, _ = call(padded, head, tokens, weights)
+  for a, b in zip(gradients, expected, strict=True):
     np.testing.assert_array_equal(a, b)
 
 
 def test_microbatches_add_up():
   hidden, head, tokens, weights = _batch()
-  loss, _ = _loss(hidden, head, tokens, weights)
+  call = jax.jit(_loss)
+  loss, _ = call(hidden, head, tokens, weights)
   parts = [
-    _loss(hidden[b : b + 1], head, tokens[b : b + 1], weights[b : b + 1])[0]
+    call(hidden[b : b + 1], head, tokens[b : b + 1], weights[b : b + 1])[0]
     for b in range(3)
   ]
   np.testing.assert_allclose(sum(parts), loss, rtol=1e-6)

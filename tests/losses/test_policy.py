@@ -31,8 +31,6 @@ TERMS = [
   {"kl_coef": 0.1, "entropy_coef": 0.01},
   {"kl_coef": 0.3, "kl_estimator": "k3_k2", "kl_off_policy": True},
   {"kl_coef": 0.3, "kl_estimator": "k1", "kl_off_policy": True},
-  {"kl_coef": 0.3, "kl_estimator": "k2"},
-  {"kl_coef": 0.3, "kl_off_policy": True},
 ]
 
 
@@ -212,7 +210,7 @@ def _compiled(name, terms_index, options_index):
   )
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_value_and_gradient_match_the_paper(name, seed):
   batch = {k: np.float32(x) for k, x in _batch(seed).items()}
@@ -233,10 +231,10 @@ def test_extreme_log_ratios_stay_finite_and_match_the_clamped_loop(name):
   offsets = np.array([-90.0, -25.0, -5.0, 5.0, 90.0], np.float32)
   batch["old_logprobs"] = batch["logprobs"] + offsets
   batch["ref_logprobs"] = batch["logprobs"] - offsets
-  options = OPTIONS[name][1]
-  value, gradient = _expected(name, batch, TERMS[4], options)
+  options = OPTIONS[name][0]
+  value, gradient = _expected(name, batch, TERMS[0], options)
   arrays = _cast(batch)
-  (loss, metrics), grad = _compiled(name, 4, 1)(arrays["logprobs"], arrays)
+  (loss, metrics), grad = _compiled(name, 0, 0)(arrays["logprobs"], arrays)
   scale = np.abs(gradient).max()
   np.testing.assert_allclose(loss, value, rtol=1e-4)
   np.testing.assert_allclose(grad, gradient, rtol=1e-3, atol=1e-6 * scale)
@@ -254,86 +252,84 @@ def test_an_empty_batch_has_no_loss_and_no_gradient(name):
   assert all(x == 0 for x in metrics.values())
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_jit_vmap_and_plain_calls_agree(name):
+def _every(batch):
+  """Loss, metrics and gradient of each objective."""
+  return {
+    name: _value_and_grad(name, TERMS[1], OPTIONS[name][1])(
+      batch["logprobs"], batch
+    )
+    for name in OBJECTIVES
+  }
+
+
+_every_compiled = jax.jit(_every)
+
+
+def _assert_close(result, expected, **tolerances):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, **tolerances),
+    jax.device_get(result),
+    jax.device_get(expected),
+  )
+
+
+def _assert_adds_up(parts, whole):
+  """Losses and metrics sum over the first axis; gradients are laid side by."""
+  for name, (scalars, grad) in whole.items():
+    part_scalars, part_grads = parts[name]
+    sums = jax.tree.map(lambda x: jnp.sum(x, axis=0), part_scalars)
+    _assert_close(sums, scalars, rtol=1e-5, atol=1e-7)
+    _assert_close(part_grads.reshape(grad.shape), grad, rtol=1e-5, atol=1e-7)
+
+
+def test_jit_and_plain_calls_agree():
   batch = _cast(_batch(1))
-  plain = _value_and_grad(name, TERMS[1], OPTIONS[name][1])
-  (loss, metrics), grad = plain(batch["logprobs"], batch)
-  (jit_loss, jit_metrics), jit_grad = _compiled(name, 1, 1)(
+  (loss, metrics), grad = _value_and_grad("grpo", TERMS[1], OPTIONS["grpo"][1])(
     batch["logprobs"], batch
   )
-  # Each prompt by itself: the losses of the parts add up to the whole.
-  (parts, part_metrics), part_grads = jax.vmap(plain)(batch["logprobs"], batch)
-  for other in (jit_loss, jnp.sum(parts)):
-    np.testing.assert_allclose(other, loss, rtol=1e-5)
-  for other in (jit_grad, part_grads):
-    np.testing.assert_allclose(other, grad, rtol=1e-5, atol=1e-7)
-  for key, x in metrics.items():
-    np.testing.assert_allclose(jit_metrics[key], x, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(
-      jnp.sum(part_metrics[key]), x, rtol=1e-5, atol=1e-7
-    )
+  compiled = _every_compiled(batch)["grpo"]
+  _assert_close(((loss, metrics), grad), compiled, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_bfloat16_inputs_are_computed_in_float32(name):
+def test_rows_under_vmap_add_up():
+  batch = _cast(_batch(1))
+  _assert_adds_up(jax.jit(jax.vmap(_every))(batch), _every_compiled(batch))
+
+
+def test_bfloat16_inputs_are_computed_in_float32():
   low = _cast(_batch(2), jnp.bfloat16)
   low["weights"] = _cast(_batch(2))["weights"]
   high = jax.tree.map(lambda x: x.astype(jnp.float32), low)
-  function = _compiled(name, 1, 1)
-  (loss, _), grad = function(low["logprobs"], low)
-  (expected, _), expected_grad = function(high["logprobs"], high)
-  assert loss.dtype == jnp.float32 and grad.dtype == jnp.bfloat16
-  np.testing.assert_allclose(loss, expected, rtol=1e-6)
-  np.testing.assert_allclose(
-    grad.astype(jnp.float32), expected_grad, rtol=1e-2, atol=1e-6
-  )
+  expected = _every_compiled(high)
+  for name, ((loss, metrics), grad) in _every_compiled(low).items():
+    assert loss.dtype == jnp.float32 and grad.dtype == jnp.bfloat16
+    _assert_close((loss, metrics), expected[name][0], rtol=1e-5, atol=1e-6)
+    _assert_close(
+      grad.astype(jnp.float32), expected[name][1], rtol=1e-2, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("num_microbatches", [2, 4])
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_microbatches_add_up(name, num_microbatches):
+def test_microbatches_add_up(num_microbatches):
   batch = _cast(_batch(3, shape=(8, 1, 5)))
-  function = _value_and_grad(name, TERMS[1], OPTIONS[name][1])
-  (loss, metrics), grad = jax.jit(function)(batch["logprobs"], batch)
 
   def split(x):
     return x.reshape(num_microbatches, -1, *x.shape[1:])
 
-  def microbatch(_, batch):
-    return None, function(batch["logprobs"], batch)
+  def accumulate(batch):
+    return jax.lax.map(_every, batch)
 
-  _, ((losses, parts), grads) = jax.jit(
-    lambda batch: jax.lax.scan(microbatch, None, batch)
-  )(jax.tree.map(split, batch))
-  np.testing.assert_allclose(jnp.sum(losses), loss, rtol=1e-5)
-  np.testing.assert_allclose(
-    grads.reshape(grad.shape), grad, rtol=1e-5, atol=1e-7
-  )
-  for key, x in metrics.items():
-    np.testing.assert_allclose(jnp.sum(parts[key]), x, rtol=1e-5, atol=1e-7)
+  parts = jax.jit(accumulate)(jax.tree.map(split, batch))
+  _assert_adds_up(parts, _every_compiled(batch))
 
 
 def test_eight_devices_add_up():
   batch = _cast(_batch(4, shape=(4, 2, 6)))
-
-  def everything(batch):
-    return {
-      name: _value_and_grad(name, TERMS[1], OPTIONS[name][1])(
-        batch["logprobs"], batch
-      )
-      for name in OBJECTIVES
-    }
-
-  expected = jax.jit(everything)(batch)
+  expected = jax.device_get(_every_compiled(batch))
   with jax.set_mesh(jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"))):
     for spec in (jax.P("data", "fsdp", None), jax.P(("data", "fsdp"))):
-      result = jax.jit(everything)(jax.device_put(batch, spec))
-      jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
-        jax.device_get(result),
-        jax.device_get(expected),
-      )
+      result = _every_compiled(jax.device_put(batch, spec))
+      _assert_close(result, expected, rtol=1e-5, atol=1e-7)
 
 
 def _apply(function, batch):
@@ -344,13 +340,13 @@ def _apply(function, batch):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_side_of_the_padding_and_the_order_of_rows_change_nothing(name):
-  batch = _cast(_batch(5, shape=(4, 2, 6)))
+  batch = _cast(_batch(5))
   function = _compiled(name, 1, 1)
   (loss, _), grad = function(batch["logprobs"], batch)
   inside = np.asarray(batch["weights"]) > 0
   to_left = np.argsort(~inside, axis=-1, kind="stable")
   to_right = np.argsort(inside, axis=-1, kind="stable")
-  rows = np.random.default_rng(0).permutation(4)
+  rows = np.array([1, 0])
   moves = (
     lambda x: np.take_along_axis(x, to_left, axis=-1),
     lambda x: np.take_along_axis(x, to_right, axis=-1),
@@ -367,8 +363,8 @@ def test_the_side_of_the_padding_and_the_order_of_rows_change_nothing(name):
 
 @pytest.mark.parametrize("name", BY_TOKEN)
 def test_packed_rows_have_the_loss_and_gradient_of_padded_ones(name):
-  batch = _cast(_batch(6, shape=(4, 2, 6)))
-  function = _value_and_grad(name, TERMS[1], OPTIONS[name][1])
+  batch = _cast(_batch(6))
+  function = _compiled(name, 1, 1)
   (loss, _), grad = function(batch["logprobs"], batch)
   inside = np.asarray(batch["weights"]) > 0
 
@@ -402,8 +398,8 @@ def test_the_first_update_has_the_gradient_of_the_advantage_times_logprob(name):
 def test_gspo_token_is_gspo_where_a_row_has_one_advantage():
   batch = _cast(_batch(9))
   batch["correction"] = jnp.ones_like(batch["correction"])
-  (loss, _), grad = _compiled("gspo", 0, 1)(batch["logprobs"], batch)
-  (token_loss, _), token_grad = _compiled("gspo_token", 0, 1)(
+  (loss, _), grad = _compiled("gspo", 1, 1)(batch["logprobs"], batch)
+  (token_loss, _), token_grad = _compiled("gspo_token", 1, 1)(
     batch["logprobs"], batch
   )
   np.testing.assert_allclose(token_loss, loss, rtol=1e-5)

@@ -1,0 +1,97 @@
+"""A tiny model, prompts and meshes that tests of several modules share.
+
+P prompts, G completions each, S prompt slots, N completion slots.
+"""
+
+import zlib
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from grpo_jax import sharding
+from grpo_jax.models import params as params_lib
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.types import PromptBatch
+
+EIGHT = dict(data=2, fsdp=2, tensor=2)
+
+
+def tiny(**changes) -> ModelConfig:
+  """A model whose every part does something."""
+  fields = dict(
+    vocab_size=32,
+    num_layers=2,
+    d_model=16,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=4,
+    d_ff=24,
+    qkv_bias=True,
+    qk_norm=True,
+  )
+  return ModelConfig(**fields | changes)
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1):
+  """A mesh over as many of the eight CPU devices as it needs."""
+  shape = (data, fsdp, tensor)
+  devices = jax.devices()[: data * fsdp * tensor]
+  return jax.make_mesh(shape, sharding.MESH_AXES, devices=devices)
+
+
+def make_params(cfg: ModelConfig, mesh=None, seed: int = 0):
+  """The same parameters on any mesh; biases and norm scales are not trivial."""
+  specs = params_lib.param_specs(cfg)
+  start = params_lib.init_params(jax.random.key(seed), specs)
+  flat = {}
+  for path, x in traverse_util.flatten_dict(start).items():
+    rng = np.random.default_rng([seed, zlib.crc32("/".join(path).encode())])
+    noise = 0.3 if path[-1].endswith(("norm", "bias")) else 0.0
+    noise = noise * rng.standard_normal(x.shape)
+    flat[path] = (np.asarray(x) + noise).astype(np.float32)
+  tree = traverse_util.unflatten_dict(flat)
+  if mesh is None:
+    return jax.tree.map(jax.numpy.asarray, tree)
+  return jax.device_put(tree, params_lib.shardings(specs, mesh))
+
+
+def make_prompts(lengths, slots: int, vocab_size: int = 32, seed: int = 0):
+  """Random prompts of the given lengths, padded on the left: a PromptBatch.
+
+  A prompt does not depend on `slots` or on the prompts beside it; what fills
+  the padding does.
+  """
+  tokens = np.random.default_rng([seed, slots]).integers(
+    0, vocab_size, (len(lengths), slots), dtype=np.int32
+  )
+  mask = np.zeros((len(lengths), slots), bool)
+  for row, length in enumerate(lengths):
+    rng = np.random.default_rng([seed, row, length])
+    tokens[row, slots - length :] = rng.integers(0, vocab_size, length)
+    mask[row, slots - length :] = True
+  return PromptBatch(tokens=tokens, mask=mask)
+
+
+def make_completions(lengths, slots: int, vocab_size: int = 32, seed: int = 0):
+  """Random completions [P, G, N] of the given lengths [P, G], and their mask."""
+  lengths = np.asarray(lengths)
+  tokens = np.random.default_rng([seed, 7]).integers(
+    0, vocab_size, (*lengths.shape, slots), dtype=np.int32
+  )
+  return tokens, np.arange(slots) < lengths[..., None]
+
+
+def assert_trees_close(actual, expected, rtol=1e-5, atol=1e-6):
+  """Equal structure, and leaves that agree; names the leaf where not."""
+  paths = jax.tree_util.tree_leaves_with_path(expected)
+  leaves = jax.tree.leaves(actual)
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for (path, want), got in zip(paths, leaves, strict=True):
+    np.testing.assert_allclose(
+      np.asarray(got, np.float32),
+      np.asarray(want, np.float32),
+      rtol=rtol,
+      atol=atol,
+      err_msg=jax.tree_util.keystr(path),
+    )
