@@ -275,7 +275,7 @@ def _optimizer(learning_rate: float) -> dict[str, Any]:
 def pretrain() -> config_dict.ConfigDict:
   """The pretrain stage: a base model from text."""
   c = _common("pretrain")
-  c.total_steps = 800
+  c.total_steps = 900
   # What `data.datasets.load` reads.
   c.data = dict(name="pair_sum_corpus", split="train")
   # A sentencepiece model trained on the text, or bytes.
@@ -299,8 +299,8 @@ def pretrain() -> config_dict.ConfigDict:
   c.optimizer = _optimizer(3e-3) | dict(
     schedule="cosine", warmup_updates=50, final_fraction=0.05, weight_decay=0.05
   )
-  c.log_every = 20
-  c.checkpoint = dict(every=200, keep=1)
+  c.log_every = 25
+  c.checkpoint = dict(every=300, keep=1)
   return c
 
 
@@ -313,7 +313,7 @@ def rl() -> config_dict.ConfigDict:
   c.source = ""
   c.pretrain = None
   # How the source's model is computed, not what it is.
-  c.model = dict(dtype="bfloat16", remat="full", head_chunk=512)
+  c.model = dict(dtype="bfloat16", remat="full", head_chunk=2048)
   c.data = dict(name="gsm8k", split="train")
   c.prompts = dict(template="r1_zero", num_prompts=32, prompt_slots=512)
   c.sampling = dict(
@@ -367,10 +367,10 @@ def built_in_evaluation() -> config_dict.ConfigDict:
       prompts_per_batch=128,
       sampling=dict(
         group_size=4,
-        max_new_tokens=96,
+        max_new_tokens=88,
         temperature=0.6,
         top_p=0.95,
-        cache_chunk=32,
+        cache_chunk=44,
       ),
     )
   )

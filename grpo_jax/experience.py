@@ -82,7 +82,9 @@ def make_experience(
   mask = rollout.completion_mask
   groups = mask.shape[:2]
   per_row = advantages_lib.group_advantages(
-    scores.rewards.reshape(groups), scores.valid.reshape(groups), **advantages
+    jnp.asarray(scores.rewards.reshape(groups)),
+    jnp.asarray(scores.valid.reshape(groups)),
+    **advantages,
   )
   return Experience(
     prompts=rollout.prompts,
@@ -138,5 +140,8 @@ def place(
   """Returns host arrays as global ones, split so that microbatches are too."""
   prompts, group = tree.tokens.shape[:2]
   axes = sharding.split_rows(mesh, prompts // num_microbatches, group)
-  rows = sharding.place(mesh, tree.replace(prompts=None), axes)
-  return rows.replace(prompts=sharding.place(mesh, tree.prompts, axes[:1]))
+  rows = {name: x for name, x in vars(tree).items() if name != "prompts"}
+  return tree.replace(
+    prompts=sharding.place(mesh, tree.prompts, axes[:1]),
+    **sharding.place(mesh, rows, axes),
+  )

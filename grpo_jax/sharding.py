@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -107,7 +107,7 @@ def reshard_like(x: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def split_rows(
-  mesh: Mesh, num_prompts: int, group_size: int = 1
+  mesh: Mesh | AbstractMesh, num_prompts: int, group_size: int = 1
 ) -> tuple[Any, Any]:
   """Returns the mesh axes of the P and G axes of [P, G, ...] rows.
 

@@ -11,8 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from grpo_jax import sharding
 from grpo_jax.models.params import Params
 from grpo_jax.state import TrainState
 
@@ -46,7 +48,7 @@ def make_update(
     updates, opt_state = tx.update(gradient, state.opt_state, state.params)
     metrics = dict(metrics) | {
       "loss": loss,
-      "grad_norm": optax.global_norm(gradient),
+      "grad_norm": optax.tree.norm(gradient),
     }
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), metrics
@@ -84,7 +86,12 @@ def cut(tree: Any, count: int) -> Any:
   """
 
   def one(x: Array) -> Array:
-    pieces = x.reshape(x.shape[0] // count, count, *x.shape[1:])
+    split = sharding.row_spec(x, x.ndim)
+    pieces = jax.lax.reshape(
+      x,
+      (x.shape[0] // count, count, *x.shape[1:]),
+      out_sharding=split and PartitionSpec(split[0], None, *split[1:]),
+    )
     return jnp.moveaxis(pieces, 1, 0)
 
   return jax.tree.map(one, tree)
@@ -95,6 +102,11 @@ def join(tree: Any) -> Any:
 
   def one(x: Array) -> Array:
     rows = jnp.moveaxis(x, 0, 1)
-    return rows.reshape(rows.shape[0] * rows.shape[1], *rows.shape[2:])
+    split = sharding.row_spec(rows, rows.ndim)
+    return jax.lax.reshape(
+      rows,
+      (rows.shape[0] * rows.shape[1], *rows.shape[2:]),
+      out_sharding=split and PartitionSpec(split[0], *split[2:]),
+    )
 
   return jax.tree.map(one, tree)

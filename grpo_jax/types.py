@@ -3,6 +3,9 @@
 P prompts, G completions each, S prompt slots, N completion slots; B rows of
 text, T positions. A prompt is stored once per group, so arrays of completions
 are [P, G, N], and `x[..., n]` belongs to `tokens[..., n]` in each of them.
+
+Shapes of fields stand in comments and are not checked when a record is made:
+records are trees, which are also stacked, cut, and filled with shardings.
 """
 
 from typing import NamedTuple
@@ -10,7 +13,6 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
 Array = jax.Array | np.ndarray
 
@@ -35,8 +37,8 @@ class Problem(NamedTuple):
 class PromptBatch:
   """Prompts padded on the left to S slots."""
 
-  tokens: Int[Array, "P S"]
-  mask: Bool[Array, "P S"]
+  tokens: Array  # int [P, S]
+  mask: Array  # bool [P, S]
 
 
 @flax.struct.dataclass
@@ -52,10 +54,10 @@ class Rollout:
   """
 
   prompts: PromptBatch
-  tokens: Int[Array, "P G N"]
-  completion_mask: Bool[Array, "P G N"]
-  logprobs: Float[Array, "P G N"]
-  truncated: Bool[Array, "P G"]
+  tokens: Array  # int [P, G, N]
+  completion_mask: Array  # bool [P, G, N]
+  logprobs: Array  # float [P, G, N]
+  truncated: Array  # bool [P, G]
 
 
 @flax.struct.dataclass
@@ -71,13 +73,13 @@ class Experience:
   """
 
   prompts: PromptBatch
-  tokens: Int[Array, "P G N"]
-  completion_mask: Bool[Array, "P G N"]
-  old_logprobs: Float[Array, "P G N"]
-  ref_logprobs: Float[Array, "P G N"] | None
-  sampler_logprobs: Float[Array, "P G N"]
-  advantages: Float[Array, "P G N"]
-  weights: Float[Array, "P G N"]
+  tokens: Array  # int [P, G, N]
+  completion_mask: Array  # bool [P, G, N]
+  old_logprobs: Array  # float [P, G, N]
+  ref_logprobs: Array | None  # float [P, G, N]
+  sampler_logprobs: Array  # float [P, G, N]
+  advantages: Array  # float [P, G, N]
+  weights: Array  # float [P, G, N]
 
 
 @flax.struct.dataclass
@@ -91,7 +93,7 @@ class TextBatch:
       token and on padding.
   """
 
-  tokens: Int[Array, "B T"]
-  segments: Int[Array, "B T"]
-  positions: Int[Array, "B T"]
-  weights: Float[Array, "B T"]
+  tokens: Array  # int [B, T]
+  segments: Array  # int [B, T]
+  positions: Array  # int [B, T]
+  weights: Array  # float [B, T]

@@ -23,7 +23,7 @@ from grpo_jax.types import Problem
 
 SPLITS = ("train", "test")
 _TEST_SHARE = 0.1
-_NUMBERS = range(10, 40)  # Of pair_sum.
+_NUMBERS = range(10, 30)  # Of pair_sum.
 _ADDENDS = range(10, 100)  # Of addition.
 _TOKEN = re.compile(r"</?[a-z]+>|[a-z]+|.")
 

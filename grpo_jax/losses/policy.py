@@ -21,9 +21,9 @@ denominator is therefore that of the weights, and for weights that sum to 1
   old_kl              k3 estimate of KL(pi_old || pi), in nats
   kl                  KL(pi || pi_ref) by the chosen estimator, with a reference
   entropy             in nats, when given
-  clip_ratio/low      rho under its lower bound while A < 0
-  clip_ratio/high     rho over its upper bound while A > 0
-  clip_ratio/region   either; these three where the objective clips
+  clip_ratio/low_mean     rho under its lower bound while A < 0
+  clip_ratio/high_mean    rho over its upper bound while A > 0
+  clip_ratio/region_mean  either; these three where the objective clips
 
 Where weights are 0 nothing is read: NaN in padding reaches neither loss nor
 gradient. Log-ratios are clamped to +-20 before exp, without a gradient beyond.
@@ -260,7 +260,8 @@ def cispo_loss(
   the size that ScaleRL, https://arxiv.org/abs/2510.13786, uses. The paper
   divides by all tokens: `token_mean` weights.
 
-  "clip_ratio/low" and "/high" count rho outside the bounds, whatever A is.
+  "clip_ratio/low_mean" and "clip_ratio/high_mean" count rho outside the bounds,
+  whatever A is.
 
   Args:
     logprobs: as in `grpo_loss`.
@@ -467,9 +468,9 @@ def _clip(ratio, tokens, clip_low, clip_high):
 def _clip_metrics(low, high, weights):
   low, high = jnp.sum(weights * low), jnp.sum(weights * high)
   return {
-    "clip_ratio/low": low,
-    "clip_ratio/high": high,
-    "clip_ratio/region": low + high,
+    "clip_ratio/low_mean": low,
+    "clip_ratio/high_mean": high,
+    "clip_ratio/region_mean": low + high,
   }
 
 

@@ -26,7 +26,7 @@ class ModelConfig:
     dtype: of activations and of weights in use; masters stay float32.
     remat: what the backward pass recomputes: nothing, all but the products of
       matrices, everything.
-    head_chunk: positions whose vocabulary logits exist at one time.
+    head_chunk: tokens of a device whose vocabulary logits exist at one time.
   """
 
   vocab_size: int
@@ -43,7 +43,7 @@ class ModelConfig:
   tied_head: bool = True
   dtype: str = "float32"
   remat: str = "none"
-  head_chunk: int = 512
+  head_chunk: int = 2048
 
   def __post_init__(self):
     for field in dataclasses.fields(self):

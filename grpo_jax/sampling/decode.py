@@ -12,7 +12,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Int, Key
 
 from grpo_jax import sharding
 from grpo_jax.models import heads, transformer
@@ -104,7 +104,7 @@ def sample(
   keys = jax.vmap(jax.vmap(lambda row: jax.random.fold_in(key, row)))(rows)
   starts = transformer.completion_positions(prompts.mask, group, 1)
 
-  def draw(hidden: Float[Array, "P G D"], n: Int[Array, ""]):
+  def draw(hidden, n):
     logprobs = logits_lib.process(
       heads.logits(params, cfg, hidden),
       temperature=sampling.temperature,

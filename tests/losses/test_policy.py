@@ -413,9 +413,9 @@ def test_clips_are_counted_by_the_sign_of_the_advantage():
   _, metrics = policy.grpo_loss(
     log_ratio, jnp.zeros((1, 5)), None, advantages, weights
   )
-  np.testing.assert_allclose(metrics["clip_ratio/low"], 0.1, rtol=1e-6)
-  np.testing.assert_allclose(metrics["clip_ratio/high"], 0.3, rtol=1e-6)
-  np.testing.assert_allclose(metrics["clip_ratio/region"], 0.4, rtol=1e-6)
+  np.testing.assert_allclose(metrics["clip_ratio/low_mean"], 0.1, rtol=1e-6)
+  np.testing.assert_allclose(metrics["clip_ratio/high_mean"], 0.3, rtol=1e-6)
+  np.testing.assert_allclose(metrics["clip_ratio/region_mean"], 0.4, rtol=1e-6)
   np.testing.assert_allclose(metrics["weight"], 1.5, rtol=1e-6)
 
 

@@ -49,8 +49,8 @@ def slow_logprobs(params, cfg, ids):
     return rotate(y, position)
 
   xs = [params["embed"][i] for i in ids]
-  for l in range(cfg.num_layers):
-    layer = jax.tree.map(lambda x, l=l: x[l], params["layers"])
+  for i in range(cfg.num_layers):
+    layer = jax.tree.map(lambda x, i=i: x[i], params["layers"])
     attention, mlp = layer["attention"], layer["mlp"]
     inputs = [norm(x, attention["norm"]) for x in xs]
     for k in range(cfg.num_kv_heads):

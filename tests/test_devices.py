@@ -1,0 +1,142 @@
+"""One device and eight give the same: draws, scores, gradients, histories."""
+
+import functools
+
+import helpers
+import jax
+import numpy as np
+import pytest
+
+from grpo_jax import experience, optimizer, sharding, state
+from grpo_jax.losses import policy
+from grpo_jax.rewards.combine import Scores
+from grpo_jax.sampling import decode
+from grpo_jax.stages import rl
+from grpo_jax.step import gradients, make_update
+
+CFG = helpers.tiny(num_layers=1)
+SAMPLING = decode.SamplingParams(group_size=4, max_new_tokens=12, cache_chunk=6)
+STOPS = (1, 5)
+MESHES = {"one": {}, "eight": helpers.EIGHT}
+
+
+@functools.cache
+def score(num_pieces: int):
+  return experience.make_score(CFG, 1.0, num_pieces)
+
+
+def sample(mesh, params, num_prompts: int, step: int = 0):
+  lengths = [3, 7, 1, 5][:num_prompts]
+  prompts = helpers.make_prompts(lengths, 7, seed=step)
+  axes = sharding.split_rows(mesh, num_prompts, SAMPLING.group_size)
+  rollout = decode.sample(
+    params,
+    CFG,
+    sharding.place(mesh, prompts, axes[:1]),
+    jax.random.key(step),
+    sampling=SAMPLING,
+    eos_ids=STOPS,
+  )
+  return sharding.to_host(rollout)
+
+
+def make_experience(mesh, params, rollout, reference=None):
+  """Experience in which even tokens are rewarded."""
+  placed = experience.place(rollout, mesh)
+  given = placed.prompts, placed.tokens, placed.completion_mask
+  old = sharding.to_host(score(1)(params, *given).logprobs)
+  ref = None
+  if reference is not None:
+    ref = sharding.to_host(score(1)(reference, *given).logprobs)
+  mask = rollout.completion_mask
+  even = np.sum((rollout.tokens % 2 == 0) * mask, -1) / mask.sum(-1)
+  rewards = even.ravel().astype(np.float32)
+  scores = Scores(rewards, np.ones(rewards.shape, bool), {})
+  return experience.make_experience(rollout, scores, old, ref)
+
+
+def loss_fn(params, batch, kl_coef=0.1):
+  loss = functools.partial(policy.grpo_loss, kl_coef=kl_coef)
+  return rl.loss_fn(params, batch, cfg=CFG, temperature=1.0, policy_loss=loss)
+
+
+@pytest.mark.parametrize("num_prompts", [1, 2, 4])
+def test_eight_devices_draw_the_tokens_of_one(num_prompts):
+  drawn = {}
+  for name, sizes in MESHES.items():
+    mesh = helpers.make_mesh(**sizes)
+    with jax.set_mesh(mesh):
+      params = helpers.make_params(CFG, mesh)
+      drawn[name] = sample(mesh, params, num_prompts)
+  one, eight = drawn["one"], drawn["eight"]
+  np.testing.assert_array_equal(one.tokens, eight.tokens)
+  np.testing.assert_array_equal(one.completion_mask, eight.completion_mask)
+  np.testing.assert_allclose(one.logprobs, eight.logprobs, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_sampler_and_scorer_agree_and_the_first_ratio_is_one(name):
+  mesh = helpers.make_mesh(**MESHES[name])
+  with jax.set_mesh(mesh):
+    params = helpers.make_params(CFG, mesh)
+    rollout = sample(mesh, params, 4)
+    data = make_experience(mesh, params, rollout)
+    mask = rollout.completion_mask
+    gap = np.abs(data.old_logprobs - rollout.logprobs)[mask]
+    assert gap.max() < 1e-5
+    (part,) = experience.minibatches(data, 1, "sequence_mean", 12)
+    metrics = jax.jit(functools.partial(loss_fn, kl_coef=0.0))(
+      params, experience.place(part, mesh)
+    )[1]
+    # The mean of the square is 1 only if each ratio is.
+    assert abs(float(metrics["ratio/mean"]) - 1) < 1e-6
+    assert abs(float(metrics["ratio/square"]) - 1) < 2e-6
+
+
+def test_microbatches_and_devices_give_one_gradient():
+  trees = {}
+  for name, sizes in MESHES.items():
+    mesh = helpers.make_mesh(**sizes)
+    with jax.set_mesh(mesh):
+      params = helpers.make_params(CFG, mesh)
+      reference = helpers.make_params(CFG, mesh, seed=1)
+      rollout = sample(mesh, params, 4)
+      data = make_experience(mesh, params, rollout, reference)
+      (part,) = experience.minibatches(data, 1, "token_mean", 12)
+      for pieces in (1, 2, 4):
+        placed = experience.place(part, mesh, pieces)
+        found = jax.jit(gradients, static_argnums=(0, 3))(
+          loss_fn, params, placed, pieces
+        )
+        trees[name, pieces] = sharding.to_host(found)
+  expected = trees["one", 1]
+  for found in trees.values():
+    for a, b in zip(
+      jax.tree.leaves(expected), jax.tree.leaves(found), strict=True
+    ):
+      np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6)
+
+
+def test_histories_of_ten_steps_agree_to_rounding():
+  histories = {}
+  for name, sizes in MESHES.items():
+    mesh = helpers.make_mesh(**sizes)
+    with jax.set_mesh(mesh):
+      reference = helpers.make_params(CFG, mesh)
+      tx, _ = optimizer.make_optimizer(20, learning_rate=1e-3)
+      train = state.init_state(helpers.make_params(CFG, mesh), tx)
+      update = make_update(loss_fn, tx, num_microbatches=2)
+      histories[name] = []
+      for step in range(10):
+        rollout = sample(mesh, train.params, 4, step)
+        data = make_experience(mesh, train.params, rollout, reference)
+        for part in experience.minibatches(data, 1, "sequence_mean", 12):
+          train, metrics = update(train, experience.place(part, mesh, 2))
+        metrics = sharding.to_host(metrics)
+        lengths = rollout.completion_mask.sum()
+        histories[name].append(
+          [lengths, metrics["loss"], metrics["grad_norm"], metrics["kl"]]
+        )
+  np.testing.assert_allclose(
+    histories["one"], histories["eight"], rtol=1e-3, atol=1e-5
+  )
