@@ -277,7 +277,7 @@ def pretrain() -> config_dict.ConfigDict:
   c = _common("pretrain")
   c.total_steps = 900
   # What `data.datasets.load` reads.
-  c.data = dict(name="pair_sum_corpus", split="train")
+  c.data = dict(name="pair_sum_corpus", split="train", size=100_000)
   # A sentencepiece model trained on the text, or bytes.
   # `symbols` are one token wherever they occur.
   c.tokenizer = dict(

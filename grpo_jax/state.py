@@ -6,7 +6,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jax.sharding import NamedSharding, PartitionSpec
 
 from grpo_jax.models.params import Params
 
@@ -16,12 +16,12 @@ class TrainState:
   """All that an optimizer update reads and writes.
 
   Attributes:
-    step: optimizer updates so far.
+    step: optimizer updates so far; int [].
     params: float32 masters.
     opt_state: of optax.
   """
 
-  step: Int[Array, ""]
+  step: Any
   params: Params
   opt_state: Any
 
@@ -39,4 +39,12 @@ def abstract_state(
   params: Params, tx: optax.GradientTransformation
 ) -> TrainState:
   """Returns shapes and shardings of `init_state`, from abstract parameters."""
-  return jax.eval_shape(lambda p: init_state(p, tx), params)
+  mesh = jax.tree.leaves(params)[0].sharding.mesh
+
+  def on_devices(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    split = x.sharding.spec if x.sharding else PartitionSpec()
+    where = NamedSharding(mesh, split)
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+  shapes = jax.eval_shape(lambda p: init_state(p, tx), params)
+  return jax.tree.map(on_devices, shapes)

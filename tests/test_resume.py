@@ -78,6 +78,8 @@ def data_dir(tmp_path_factory):
 PRETRAIN = (
   *TINY,
   "--config.data.name=addition_corpus",
+  "--config.data.size=2000",
+  "--config.batch.num_rows=4",
   "--config.total_steps=60",
   "--config.log_every=1",
   "--config.checkpoint.every=10",

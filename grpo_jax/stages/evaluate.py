@@ -140,7 +140,7 @@ def completion_texts(
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Evaluates the newest checkpoint of `config.source`, and writes results."""
-  configs.check_fields(config, configs.evaluate(), free=("data",))
+  configs.check_fields(config, configs.evaluate(), free=("data", "sampling"))
   configs.check_section(
     "evaluate.sampling", config.evaluate.sampling, decode.SamplingParams
   )

@@ -166,7 +166,9 @@ def make_tokenizer(
 
 def check(config: ConfigDict) -> None:
   """Raises ValueError, in one sentence, if the config cannot be run."""
-  configs.check_fields(config, configs.pretrain(), free=("data",))
+  configs.check_fields(
+    config, configs.pretrain(), free=("data", "model", "optimizer")
+  )
   given = ("vocab_size",)
   configs.check_section("model", config.model, ModelConfig, given)
   configs.check_section(

@@ -283,8 +283,9 @@ def check(config: ConfigDict) -> None:
     ValueError: a field is unknown or does not fit the others.
     FileNotFoundError: `config.source` holds no checkpoint.
   """
+  checked = "sampling", "advantages", "loss", "optimizer"  # Each by itself.
   configs.check_fields(
-    config, configs.rl(), free=("data", "rewards", "pretrain")
+    config, configs.rl(), free=("data", "rewards", "pretrain", *checked)
   )
   policy.check(config.objective, config.weighting)
   for name, function, given in (
@@ -326,6 +327,7 @@ def check(config: ConfigDict) -> None:
       " that distribution."
     )
   parts = config.batching.num_minibatches, config.batching.num_microbatches
+  optimizer.make_optimizer(config.total_steps * parts[0], **config.optimizer)
   if config.prompts.num_prompts % (parts[0] * parts[1]):
     raise ValueError(
       f"config.prompts.num_prompts={config.prompts.num_prompts} must divide"

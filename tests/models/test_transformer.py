@@ -126,6 +126,20 @@ PROMPTS = helpers.make_prompts([3, 5, 1], slots=5)
 COMPLETIONS = helpers.make_completions([[4, 1], [2, 6], [6, 3]], slots=6)
 
 
+ROWS = [[3, 9, 27, 4, 1], [7, 7], [30, 2, 11]]
+
+
+@pytest.fixture(scope="module")
+def params():
+  return helpers.make_params(helpers.tiny())
+
+
+@pytest.fixture(scope="module")
+def unpadded(params):
+  cfg = helpers.tiny()
+  return [rows_logprobs(params, cfg, [row], len(row))[0] for row in ROWS]
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_text_and_completions_match_slow_loops(variant):
   cfg = helpers.tiny(**VARIANTS[variant])
@@ -146,17 +160,7 @@ class TestLayouts:
   """Rule 15: how text is laid out does not change its log-probs."""
 
   cfg = helpers.tiny()
-  rows = [[3, 9, 27, 4, 1], [7, 7], [30, 2, 11]]
-
-  @pytest.fixture(scope="class")
-  def params(self):
-    return helpers.make_params(self.cfg)
-
-  @pytest.fixture(scope="class")
-  def unpadded(self, params):
-    return [
-      rows_logprobs(params, self.cfg, [row], len(row))[0] for row in self.rows
-    ]
+  rows = ROWS
 
   @pytest.mark.parametrize("side", ["left", "right"])
   def test_padding_changes_nothing(self, side, params, unpadded):
@@ -219,10 +223,6 @@ class TestSharedPrompts:
 
   cfg = helpers.tiny()
   tokens, mask = COMPLETIONS
-
-  @pytest.fixture(scope="class")
-  def params(self):
-    return helpers.make_params(self.cfg)
 
   def test_loss_and_gradient_equal_those_of_rows_with_their_own(self, params):
     share = np.random.default_rng(0).standard_normal(self.mask.shape)

@@ -1,0 +1,262 @@
+"""The loss of the rl stage, and configs that it refuses.
+
+P prompts, G completions each, N completion slots.
+"""
+
+import functools
+import importlib.util
+import pathlib
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grpo_jax import experience, step
+from grpo_jax.losses import policy
+from grpo_jax.models import scoring
+from grpo_jax.rewards import combine
+from grpo_jax.sampling import decode
+from grpo_jax.stages import rl
+
+CFG = helpers.tiny(num_layers=1)
+TEMPERATURE = 0.7
+EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
+
+
+def loss_fn(params, batch, **terms):
+  return rl.loss_fn(
+    params,
+    batch,
+    cfg=CFG,
+    temperature=TEMPERATURE,
+    policy_loss=functools.partial(policy.grpo_loss, **terms),
+  )
+
+
+@pytest.fixture(scope="module")
+def params():
+  return helpers.make_params(CFG)
+
+
+@pytest.fixture(scope="module")
+def rollout(params):
+  return jax.device_get(
+    decode.sample(
+      params,
+      CFG,
+      jax.tree.map(jnp.asarray, helpers.make_prompts([3, 7, 1, 5], 7)),
+      jax.random.key(0),
+      sampling=decode.SamplingParams(
+        group_size=4, max_new_tokens=12, temperature=TEMPERATURE
+      ),
+      eos_ids=(1, 5),
+    )
+  )
+
+
+def score(params, rollout):
+  given = rollout.prompts, rollout.tokens, rollout.completion_mask
+  return jax.device_get(
+    experience.make_score(CFG, TEMPERATURE, 1)(
+      params, *jax.tree.map(jnp.asarray, given)
+    ).logprobs
+  )
+
+
+@pytest.fixture(scope="module")
+def batch(params, rollout):
+  """The experience of one update, with the policy itself as the reference."""
+  rewards = np.random.default_rng(0).random(16, np.float32)
+  scores = combine.Scores(rewards, np.ones(16, bool), {})
+  old = score(params, rollout)
+  data = experience.make_experience(rollout, scores, old, old)
+  (part,) = experience.minibatches(data, 1, "sequence_mean", 12)
+  return jax.tree.map(jnp.asarray, part)
+
+
+def test_sampler_and_scorer_agree_at_the_sampling_temperature(batch):
+  mask = np.asarray(batch.completion_mask)
+  gap = np.abs(batch.old_logprobs - batch.sampler_logprobs)[mask]
+  assert 0 < mask.sum() < mask.size
+  assert gap.max() < 1e-5
+
+
+def test_in_the_first_update_every_single_ratio_is_one(params, batch):
+  """As the program that takes the gradient computes it, not a forward pass."""
+
+  def watched(params, batch):
+    stats = scoring.score_completions(
+      params,
+      CFG,
+      batch.prompts.tokens,
+      batch.prompts.mask,
+      batch.tokens,
+      batch.completion_mask,
+      temperature=TEMPERATURE,
+    )
+    loss, metrics = policy.grpo_loss(
+      stats.logprobs,
+      batch.old_logprobs,
+      batch.ref_logprobs,
+      batch.advantages,
+      batch.weights,
+    )
+    log_ratio = jnp.where(
+      batch.completion_mask, stats.logprobs - batch.old_logprobs, 0.0
+    )
+    return loss, metrics | {"off": jnp.max(jnp.abs(jnp.expm1(log_ratio)))}
+
+  _, metrics, _ = jax.jit(
+    lambda params, batch: step.gradients(watched, params, batch, 1)
+  )(params, batch)
+  # Weights sum to 1 to rounding, and the mean ratio to what they sum to.
+  assert abs(float(metrics["ratio/mean"] - metrics["weight"])) < 1e-6
+  assert float(metrics["off"]) < 1e-5
+
+
+def test_the_first_gradient_is_that_of_advantage_times_log_prob(params, batch):
+  def plain(params):
+    stats = scoring.score_completions(
+      params,
+      CFG,
+      batch.prompts.tokens,
+      batch.prompts.mask,
+      batch.tokens,
+      batch.completion_mask,
+      temperature=TEMPERATURE,
+    )
+    share = batch.weights * batch.advantages
+    return -jnp.sum(jnp.where(batch.completion_mask, share * stats.logprobs, 0))
+
+  want = jax.jit(jax.grad(plain))(params)
+  got = jax.jit(jax.grad(lambda p: loss_fn(p, batch)[0]))(params)
+  helpers.assert_trees_close(got, want, rtol=1e-4, atol=1e-6)
+  assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(want)) > 1e-3
+
+
+def test_after_a_refresh_the_kl_to_the_reference_is_zero(params, batch):
+  loss = jax.jit(functools.partial(loss_fn, kl_coef=1.0))
+  _, metrics = loss(params, batch)
+  assert abs(float(metrics["kl"])) < 1e-8
+  _, elsewhere = loss(helpers.make_params(CFG, seed=1), batch)
+  assert float(elsewhere["kl"]) > 0.1
+
+
+def test_what_stands_in_padding_changes_nothing(params, batch):
+  mask = batch.completion_mask
+  prompts = batch.prompts
+  other = batch.replace(
+    tokens=jnp.where(mask, batch.tokens, 3),
+    old_logprobs=jnp.where(mask, batch.old_logprobs, jnp.nan),
+    ref_logprobs=jnp.where(mask, batch.ref_logprobs, jnp.nan),
+    prompts=prompts.replace(tokens=jnp.where(prompts.mask, prompts.tokens, 9)),
+  )
+  gradient = jax.jit(
+    jax.value_and_grad(lambda p, b: loss_fn(p, b, kl_coef=0.1)[0])
+  )
+  helpers.assert_trees_close(
+    gradient(params, other), gradient(params, batch), rtol=0, atol=0
+  )
+
+
+# What the stage refuses, before anything is made.
+
+
+def with_changes(config, changes):
+  with config.unlocked():
+    for name, value in changes.items():
+      *path, field = name.split(".")
+      section = config
+      for part in path:
+        section = section[part]
+      section[field] = value
+  return config
+
+
+def experiment(name: str, arg: str | None = None):
+  path = EXPERIMENTS / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(arg)
+
+
+@pytest.mark.parametrize("arg", [None, "smoke", "gsm8k", "gsm8k,smoke"])
+def test_the_experiments_of_this_machine_can_be_run(arg):
+  rl.check(experiment("r1_zero", arg))
+
+
+@pytest.mark.parametrize(
+  "arg", ["qwen2.5-1.5b", "qwen2.5-7b", "qwen2.5-32b", "qwen2.5-7b,smoke"]
+)
+def test_the_papers_experiments_can_be_run_given_a_base(arg, tmp_path):
+  (tmp_path / "checkpoints").mkdir()
+  rl.check(experiment("r1_zero", f"{arg},base={tmp_path}"))
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"loss.dual_clip": 3.0, "loss.kl_estimator": "k2"},
+    {"sampling.top_p": 1.0, "sampling.top_k": 0},
+    {"evaluate.sampling.min_p": 0.1},
+    {"advantages.ddof": 0, "optimizer.b2": 0.99},
+    {"pretrain.model.qkv_bias": True, "pretrain.optimizer.b1": 0.8},
+  ],
+  ids=str,
+)
+def test_any_argument_of_what_a_section_feeds_is_a_field(changes):
+  rl.check(with_changes(experiment("r1_zero"), changes))
+
+
+@pytest.mark.parametrize(
+  "changes, sentence",
+  [
+    ({"sampling.group_size": 1}, "group_size=1 must be at least 2"),
+    ({"sampling.top_p": 0.9}, "must draw from the whole vocabulary"),
+    ({"sampling.temperature": 0.0}, "must draw from the whole vocabulary"),
+    ({"sampling.temperature": -1.0}, "temperature=-1.0 must not be negative"),
+    (
+      {"prompts.num_prompts": 30, "batching.num_microbatches": 4},
+      r"num_prompts=30 must divide by .* 2 x 4\.$",
+    ),
+    ({"rewards.acuracy": 1.0}, "no reward 'acuracy'; did you mean 'accuracy'"),
+    ({"rewards.format": float("nan")}, "'format' must be a finite number"),
+    ({"loss.kl_cof": 0.1}, r"config\.loss has no field 'kl_cof'; .* 'kl_coef'"),
+    ({"sampling.topp": 1.0}, "config.sampling has no field 'topp'; .*top_p"),
+    ({"advantages.ddoff": 0}, "has no field 'ddoff'; did you mean 'ddof'"),
+    ({"total_stepz": 3}, "has no field 'total_stepz'; did you mean 'total_st"),
+    ({"weighting": "tokenmean"}, "tokenmean.* 'token_mean'"),
+    ({"objective": "grop"}, "grop.* 'grpo'"),
+    ({"optimizer.schedule": "sine"}, "schedule='sine' must be one of"),
+    ({"optimizer.warmup_updates": 99}, "warmup_updates=99 must be below .* 64"),
+    (
+      {"pretrain.batch.num_rows": 31, "pretrain.batch.num_microbatches": 2},
+      "num_rows=31 must divide by num_microbatches=2",
+    ),
+    ({"pretrain.model.num_heads": 3}, "num_heads=3 must divide by"),
+    ({"pretrain.model.d_modle": 3}, "no field 'd_modle'; did you .* 'd_model'"),
+  ],
+  ids=str,
+)
+def test_bad_input_is_refused_in_one_sentence(changes, sentence, tmp_path):
+  config = with_changes(experiment("r1_zero"), changes)
+  workdir = tmp_path / "run"
+  with pytest.raises(ValueError, match=sentence) as caught:
+    rl.run(config, workdir)
+  assert "\n" not in str(caught.value)
+  assert not workdir.exists()
+
+
+def test_a_missing_base_says_which_command_makes_it(tmp_path):
+  source = tmp_path / "base"
+  config = experiment("r1_zero", f"base={source}")
+  with pytest.raises(FileNotFoundError) as caught:
+    rl.run(config, tmp_path / "run")
+  assert "python -m grpo_jax.main --config=experiments/pretrain.py" in str(
+    caught.value
+  )
+  assert f"--workdir={source}" in str(caught.value)
+  assert not (tmp_path / "run").exists()

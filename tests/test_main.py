@@ -1,0 +1,216 @@
+"""The command line, in real processes: what it refuses, and one that works."""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import types
+
+import helpers
+import jax
+import optax
+import pytest
+
+from grpo_jax import checkpoint, main, state
+from grpo_jax.data import tokenizer
+from grpo_jax.sampling import decode
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+
+# What is given after the program's name, and the sentence that comes back.
+REFUSED = {
+  "a misspelt field": (
+    ["--config=experiments/r1_zero.py", "--config.sampling.group_sise=4"],
+    r"config\.sampling has no field 'group_sise'; did you mean 'group_size'\?",
+  ),
+  "a misspelt section": (
+    ["--config=experiments/r1_zero.py", "--config.samplng.group_size=4"],
+    r"config has no field 'samplng'; did you mean 'sampling'\?",
+  ),
+  "a value of another type": (
+    ["--config=experiments/r1_zero.py", "--config.total_steps=many"],
+    r"total_steps.*many",
+  ),
+  "a missing experiment": (
+    ["--config=experiments/r1_zer.py"],
+    r"no config file 'experiments/r1_zer.py'; .*'experiments/r1_zero.py'",
+  ),
+  "a word that the experiment does not know": (
+    ["--config=experiments/r1_zero.py:smok"],
+    r"no argument 'smok'; did you mean 'smoke'\?",
+  ),
+  "an unknown stage": (
+    ["--config=experiments/r1_zero.py", "--config.stage=rll"],
+    r"config\.stage='rll' must be one of",
+  ),
+  "one completion per prompt": (
+    ["--config=experiments/r1_zero.py", "--config.sampling.group_size=1"],
+    r"config\.sampling\.group_size=1 must be at least 2",
+  ),
+  "batches that do not divide": (
+    ["--config=experiments/r1_zero.py", "--config.prompts.num_prompts=33"],
+    r"num_prompts=33 must divide by num_minibatches x num_microbatches = 2 x 1",
+  ),
+  "a mesh larger than the machine": (
+    ["--config=experiments/r1_zero.py", "--config.mesh.fsdp=3"],
+    r"needs \d+ devices, and there are 8",
+  ),
+  "rows that the devices do not divide": (
+    [
+      "--config=experiments/r1_zero.py",
+      "--config.prompts.num_prompts=6",
+      "--config.sampling.group_size=3",
+    ],
+    r"6 prompts x 3 completions do not divide over the mesh's 8 \(data\)",
+  ),
+  "a missing template": (
+    ["--config=experiments/r1_zero.py", "--config.prompts.template=none.txt"],
+    r"Template 'none.txt' is neither a file nor one of",
+  ),
+  "a missing file of text": (
+    ["--config=experiments/pretrain.py:text=missing/texts"],
+    r"missing/texts",
+  ),
+  "a missing base": (
+    ["--config=experiments/r1_zero.py:base=missing/base"],
+    r"No base model in 'missing/base': make one with `python -m grpo_jax\.main"
+    r" --config=experiments/pretrain\.py --workdir=missing/base`",
+  ),
+  "a prompt longer than its slots": (
+    [
+      "--config=experiments/r1_zero.py:base={base}",
+      "--config.prompts.prompt_slots=8",
+    ],
+    r"The prompt 'User: .* has \d+ tokens, but prompt_slots=8\.",
+  ),
+  "a directory with another run": (
+    ["--config=experiments/r1_zero.py", "--workdir={other}"],
+    r"holds another run: its config\.\w+ is ",
+  ),
+  "a directory with other files": (
+    ["--config=experiments/r1_zero.py", "--workdir={foreign}"],
+    r"is not empty and holds no run of ours",
+  ),
+}
+
+
+def start(arguments, **environment):
+  return subprocess.run(
+    [sys.executable, "-m", "grpo_jax.main", *arguments],
+    cwd=REPOSITORY,
+    env=os.environ | environment,
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+  """The directory of a run with an untrained policy, made by hand."""
+  workdir = tmp_path_factory.mktemp("base")
+  tok = tokenizer.ByteTokenizer()
+  tok.save(workdir / "tokenizer")
+  cfg = helpers.tiny(num_layers=1, vocab_size=tok.vocab_size + 1)
+  checkpoint.save_model(workdir, cfg)
+  mesh = helpers.make_mesh()
+  with jax.set_mesh(mesh):
+    params = helpers.make_params(cfg, mesh)
+    checkpointer = checkpoint.Checkpointer(workdir)
+    checkpointer.save(3, state.init_state(params, optax.sgd(0.1)))
+    checkpointer.close()
+  return workdir
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory, base):
+  """What became of each of REFUSED: its process and its directory."""
+  folder = tmp_path_factory.mktemp("refused")
+  other, foreign = folder / "other", folder / "foreign"
+  checkpoint.claim(other, {"stage": "rl", "seed": 8})
+  foreign.mkdir()
+  (foreign / "thesis.tex").write_text("")
+
+  def refuse(name):
+    workdir = folder / name.replace(" ", "_")
+    arguments = [
+      a.format(base=base, other=other, foreign=foreign)
+      for a in REFUSED[name][0]
+    ]
+    if not any(a.startswith("--workdir") for a in arguments):
+      arguments.append(f"--workdir={workdir}")
+    if "r1_zer.py" not in arguments[0]:
+      arguments.append(f"--config.data_dir={folder / 'data'}")
+    if "r1_zero.py" in arguments[0]:
+      arguments.append("--config.data.name=addition")
+    return start(
+      arguments,
+      JAX_PLATFORMS="cpu",
+      JAX_NUM_CPU_DEVICES="8",
+      JAX_LOG_COMPILES="1",  # A line on stderr for each compilation.
+    ), workdir
+
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    return dict(zip(REFUSED, pool.map(refuse, REFUSED), strict=True))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_is_one_sentence_before_anything_is_compiled_or_written(
+  name, refusals
+):
+  process, workdir = refusals[name]
+  assert process.returncode not in (0, None)
+  lines = process.stderr.strip().splitlines()
+  assert len(lines) == 1, process.stderr
+  assert re.search(REFUSED[name][1], lines[0]), lines[0]
+  assert not workdir.exists()
+
+
+def test_evaluate_prints_and_keeps_the_pass_rate_of_another_run(base, tmp_path):
+  arguments = [
+    f"--config=experiments/evaluate.py:{base}",
+    f"--workdir={tmp_path / 'run'}",
+    f"--config.data_dir={tmp_path / 'data'}",
+    "--config.evaluate.data.name=addition",
+    "--config.evaluate.data.test_size=4",
+    "--config.evaluate.prompt_slots=48",
+    "--config.evaluate.sampling.group_size=2",
+    "--config.evaluate.sampling.max_new_tokens=4",
+  ]
+  process = start(arguments, JAX_PLATFORMS="cpu")
+  assert process.returncode == 0, process.stderr[-2000:]
+  results = json.loads(process.stdout[process.stdout.rindex("{") :])
+  assert (results["problems"], results["samples"]) == (4, 2)
+  assert 0 <= results["pass@1"] <= 1
+  (kept,) = (
+    json.loads(line)
+    for line in (tmp_path / "run/evaluations.jsonl").read_text().splitlines()
+  )
+  assert kept == results | {"step": 3, "name": "addition"}
+
+
+@pytest.mark.parametrize(
+  "config, workdir",
+  [
+    ("experiments/r1_zero.py", "runs/r1_zero"),
+    ("experiments/r1_zero.py:smoke", "runs/r1_zero-smoke"),
+    ("/elsewhere/mine.py:seed=3", "runs/mine-seed=3"),
+  ],
+)
+def test_a_run_has_its_own_directory(config, workdir, monkeypatch):
+  flag = types.SimpleNamespace(config_filename=config)
+  monkeypatch.setattr(main.flags, "FLAGS", {"config": flag})
+  assert main.default_workdir() == workdir
+
+
+def test_a_sentence_is_for_errors_of_ours_and_a_traceback_for_others():
+  def caught(function):
+    with pytest.raises(ValueError) as error:
+      function()
+    return main._is_for_the_user(error.value)
+
+  assert caught(lambda: decode.SamplingParams(group_size=0))
+  assert not caught(lambda: json.loads("{"))
