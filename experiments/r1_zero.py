@@ -3,7 +3,7 @@
   python -m grpo_jax.main --config=experiments/r1_zero.py
 
 makes a small base model from text, then teaches it by GRPO to answer questions
-such as `35,22,13,19=35?` (which two of the four numbers have this sum?). The
+such as `25,22,13,19=35?` (which two of the four numbers have this sum?). The
 base mostly guesses; trained, it tries pairs and checks each before it answers.
 
   experiments/r1_zero.py:smoke        two steps, to see that everything runs

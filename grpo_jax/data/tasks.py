@@ -1,7 +1,7 @@
 """Built-in tasks, on which a small model learns to reason from nothing.
 
 `pair_sum` asks which two of four numbers have a given sum, Countdown in
-miniature: `35,22,13,19=35?` is answered by `22+13`. A try may fail, so trying
+miniature: `25,22,13,19=35?` is answered by `22+13`. A try may fail, so trying
 again pays. `addition` asks for a sum: `17+25=?`.
 
 Each problem has a canonical form (numbers in order), and a hash of it decides

@@ -64,7 +64,7 @@ def tagged_answer(problem: types.Problem, completion: str) -> str | None:
 
 
 def pair_sum(problem: types.Problem, completion: str) -> float | None:
-  """Which two of four numbers add up to the target: `35,22,13,19=35?`.
+  """Which two of four numbers add up to the target: `25,22,13,19=35?`.
 
   Right is `x+y` in answer tags, blanks allowed, with x and y as they stand at
   two different places of the question and x + y the target.
