@@ -28,6 +28,7 @@ setuptools.setup(
     # Problems and corpora: ArrayRecord files read at random, no TensorFlow.
     "tensorflow-datasets>=4.9.9,<5",
     "array-record>=0.8,<0.9",
+    "importlib_resources>=6",  # tensorflow-datasets needs it and lacks it.
     "grain>=0.2.12,<0.3",
     "sentencepiece>=0.2.1,<0.3",
     # What one sees: the picture of a run, and TensorBoard event files.

@@ -48,9 +48,7 @@ def pair_sum():
   c.model = dict(dtype="float32", remat="none", head_chunk=2048)
   c.data = dict(name="pair_sum", split="train")
   c.prompts = dict(template="plain", num_prompts=32, prompt_slots=24)
-  c.sampling = dict(
-    group_size=8, max_new_tokens=88, temperature=1.0, cache_chunk=44
-  )
+  c.sampling.update(group_size=8, max_new_tokens=88, cache_chunk=44)
   # Right answers count most: a base this small finds form before content.
   c.rewards = dict(accuracy=1.0, format=0.25)
   c.ref_every = 16

@@ -317,7 +317,11 @@ def rl() -> config_dict.ConfigDict:
   c.data = dict(name="gsm8k", split="train")
   c.prompts = dict(template="r1_zero", num_prompts=32, prompt_slots=512)
   c.sampling = dict(
-    group_size=16, max_new_tokens=32_768, temperature=1.0, cache_chunk=4096
+    group_size=16,
+    max_new_tokens=32_768,
+    temperature=1.0,
+    top_p=1.0,
+    cache_chunk=4096,
   )
   c.rewards = dict(accuracy=1.0, format=1.0)
   c.advantages = dict(scale="std")

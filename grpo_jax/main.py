@@ -53,6 +53,7 @@ def default_workdir() -> str:
   """Returns runs/NAME, or runs/NAME-ARGUMENT, for experiments/NAME.py."""
   path, _, argument = flags.FLAGS["config"].config_filename.partition(":")
   name = pathlib.Path(path).stem
+  argument = argument.replace("/", "_")
   return f"runs/{name}-{argument}" if argument else f"runs/{name}"
 
 

@@ -29,7 +29,7 @@ _TOKENIZER_DOCUMENTS = 20_000
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
-  """Trains on packed text; returns whether it got to its last step.
+  """Trains on packed text; returns whether to go on with what it made.
 
   Raises:
     ValueError: a field of the config is unknown or does not fit the others.
@@ -120,7 +120,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   save(checkpointer, step, state, batches)
   checkpointer.close()
   writer.close()
-  return step == config.total_steps
+  return step == config.total_steps and not stop
 
 
 def save(

@@ -75,11 +75,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     seed=config.seed,
   )
   questions = evaluate.make_questions(config.evaluate, tok, template, data_dir)
+  # Last of what can refuse a config, so that a refusal leaves nothing behind.
+  cfg, reference, _ = checkpoint.load_policy(source, mesh, **config.model)
   checkpoint.claim(workdir, config.to_dict())
 
   checkpointer = checkpoint.Checkpointer(workdir, keep=config.checkpoint.keep)
   first_step = checkpointer.latest()
-  cfg, reference, _ = checkpoint.load_policy(source, mesh, **config.model)
   tx, learning_rate = optimizer.make_optimizer(
     config.total_steps * config.batching.num_minibatches, **config.optimizer
   )
