@@ -139,6 +139,7 @@ def whole(tmp_path_factory, base, data_dir):
   return workdir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_rl_goes_on_where_it_was_ended(number, whole, base, tmp_path, data_dir):
   workdir = tmp_path / "run"
@@ -152,6 +153,7 @@ def test_rl_goes_on_where_it_was_ended(number, whole, base, tmp_path, data_dir):
     assert metrics.read(workdir / name) == metrics.read(whole / name)
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_policy_right_after_a_refresh(whole):
   """KL is measured against the policy itself in the step's first update."""
   rows = metrics.read(whole / "metrics.jsonl")
@@ -159,6 +161,7 @@ def test_the_reference_is_the_policy_right_after_a_refresh(whole):
   assert kl[4] < 0.25 * kl[3]
 
 
+@pytest.mark.slow
 def test_a_finished_run_only_reports(whole, base, data_dir):
   before = (whole / "metrics.jsonl").read_bytes()
   flags = rl_flags(base, data_dir)
