@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from grpo_jax import sharding
+from grpo_jax import masking, sharding
 from grpo_jax.models import attention, layers
 from grpo_jax.models.attention import LayerKV
 from grpo_jax.models.config import ModelConfig
@@ -136,14 +136,9 @@ def prefill(
 
   Prompts are padded on the left: the last slot is each prompt's last token.
   """
-  hidden, kvs = forward(params, cfg, tokens, prompt_positions(mask), mask)
+  hidden, kvs = forward(params, cfg, tokens, masking.positions(mask), mask)
   without_group = jax.tree.map(functools.partial(jnp.squeeze, axis=-4), kvs)
   return hidden[:, -1], Prompt(without_group, mask)
-
-
-def prompt_positions(mask: Bool[Array, "P S"]) -> Int[Array, "P S"]:
-  """Returns positions that count the real tokens, from 0."""
-  return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=-1) - 1, 0)
 
 
 def completion_positions(
