@@ -12,7 +12,7 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from grpo_jax import configs
+from grpo_jax import allocator, configs
 from grpo_jax.stages import evaluate, pretrain, rl
 
 STAGES = {
@@ -33,6 +33,7 @@ _WORKDIR = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
   """Runs the stage that the config names."""
+  allocator.keep_freed_memory()
   if len(argv) > 1:
     sys.exit(f"Unknown argument {argv[1]!r}; see --help.")
   if not flags.FLAGS["verbosity"].present:

@@ -11,6 +11,7 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 
 FLOORS = {
   "grpo_jax": 0,
+  "grpo_jax.allocator": 0,
   "grpo_jax.configs": 0,
   "grpo_jax.masking": 0,
   "grpo_jax.stopping": 0,

@@ -26,6 +26,9 @@ from grpo_jax.stopping import StopRequest
 from grpo_jax.types import TextBatch
 
 _TOKENIZER_DOCUMENTS = 20_000
+# The vocabulary is padded to a multiple that every usual `tensor` axis divides,
+# so that a model's shapes and draws do not depend on the mesh.
+_VOCAB_MULTIPLE = 64
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
@@ -49,10 +52,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     return True
 
   tok = make_tokenizer(config.tokenizer, documents, workdir / "tokenizer")
-  shards = mesh.shape["tensor"]
-  cfg = ModelConfig(
-    vocab_size=-(-tok.vocab_size // shards) * shards, **config.model
-  )
+  vocab_size = -(-tok.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+  cfg = ModelConfig(vocab_size=vocab_size, **config.model)
   specs = params_lib.param_specs(cfg)
   print(
     f"{params_lib.count(specs):,} parameters, {len(documents):,} documents,"
