@@ -21,6 +21,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from grpo_jax import (  # noqa: E402
+  allocator,
   experience,
   optimizer,
   sharding,
@@ -58,6 +59,7 @@ def main() -> None:
       f"--{name}", type=int, default=default, help=f"default {default}"
     )
   args = parser.parse_args()
+  allocator.keep_freed_memory()  # As `grpo_jax.main` does.
   cfg = config.ModelConfig(
     vocab_size=args.vocab,
     num_layers=args.layers,

@@ -4,7 +4,6 @@ Real processes, ended by real signals.
 """
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -46,28 +45,42 @@ def run(*args) -> str:
 
 def stop(number: signal.Signals, step: int, experiment, workdir, *flags):
   """Runs until `step` is in the history, then sends the signal."""
-  environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-  process = subprocess.Popen(
-    command(experiment, workdir, *flags),
-    cwd=REPOSITORY,
-    env=environment,
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  history = workdir / "metrics.jsonl"
+  history, log = workdir / "metrics.jsonl", workdir.with_suffix(".log")
   deadline = time.monotonic() + 400
-  while not history.exists() or history.read_bytes().count(b"\n") < step:
-    assert process.poll() is None, process.stderr.read()[-2000:]
-    assert time.monotonic() < deadline, "It takes too long."
-    time.sleep(0.05)
-  process.send_signal(number)
-  process.communicate(timeout=120)
-  return process.returncode
+  with log.open("w") as out:
+    process = subprocess.Popen(
+      command(experiment, workdir, *flags),
+      cwd=REPOSITORY,
+      stderr=out,
+      stdout=out,
+    )
+    try:
+      while not history.exists() or history.read_bytes().count(b"\n") < step:
+        assert process.poll() is None, log.read_text()[-2000:]
+        assert time.monotonic() < deadline, "It takes too long."
+        time.sleep(0.02)
+      process.send_signal(number)
+      return process.wait(timeout=120)
+    finally:
+      process.kill()
 
 
 def last_step(workdir: pathlib.Path) -> int:
   return metrics.read(workdir / "metrics.jsonl")[-1]["step"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+  """Programs that one process compiled are there for the next.
+
+  Compiled as users compile them, for one device.
+  """
+  with pytest.MonkeyPatch.context() as patch:
+    patch.delenv("XLA_FLAGS", raising=False)
+    cache = tmp_path_factory.mktemp("compiled")
+    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
+    patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    yield
 
 
 @pytest.fixture(scope="module")
@@ -108,20 +121,23 @@ def test_pretraining_goes_on_where_it_was_ended(
   assert metrics.history(workdir) == metrics.history(base)
 
 
+RL_STEPS = 60
+
+
 def rl_flags(base: pathlib.Path, data_dir: str) -> tuple[str, ...]:
   return (
     data_dir,
     f"--config.source={base}",
-    "--config.total_steps=8",
+    f"--config.total_steps={RL_STEPS}",
     "--config.data.name=addition",
     "--config.prompts.num_prompts=4",
     "--config.sampling.group_size=4",
     "--config.sampling.max_new_tokens=24",
     "--config.sampling.cache_chunk=24",
     "--config.batching.length_multiple=24",
-    "--config.ref_every=3",
-    "--config.checkpoint.every=3",
-    "--config.evaluate.every=4",
+    "--config.ref_every=12",
+    "--config.checkpoint.every=9",
+    "--config.evaluate.every=20",
     "--config.evaluate.data.name=addition",
     "--config.evaluate.data.test_size=8",
     "--config.evaluate.prompts_per_batch=8",
@@ -139,29 +155,27 @@ def whole(tmp_path_factory, base, data_dir):
   return workdir
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_rl_goes_on_where_it_was_ended(number, whole, base, tmp_path, data_dir):
   workdir = tmp_path / "run"
   flags = rl_flags(base, data_dir)
   args = f"experiments/r1_zero.py:base={base}", workdir, *flags
-  stop(number, 4, *args)
-  assert last_step(workdir) < 8
+  code = stop(number, 16, *args)
+  assert code == (0 if number == signal.SIGTERM else -signal.SIGKILL)
+  assert last_step(workdir) < RL_STEPS
   assert "Going on after step" in run(*args)
   assert metrics.history(workdir) == metrics.history(whole)
   for name in ("evaluations.jsonl", "completions.jsonl"):
     assert metrics.read(workdir / name) == metrics.read(whole / name)
 
 
-@pytest.mark.slow
 def test_the_reference_is_the_policy_right_after_a_refresh(whole):
   """KL is measured against the policy itself in the step's first update."""
   rows = metrics.read(whole / "metrics.jsonl")
   kl = {row["step"]: row["kl"] for row in rows}
-  assert kl[4] < 0.25 * kl[3]
+  assert kl[13] < 0.25 * kl[12]
 
 
-@pytest.mark.slow
 def test_a_finished_run_only_reports(whole, base, data_dir):
   before = (whole / "metrics.jsonl").read_bytes()
   flags = rl_flags(base, data_dir)
@@ -170,3 +184,50 @@ def test_a_finished_run_only_reports(whole, base, data_dir):
   assert (whole / "metrics.jsonl").read_bytes() == before
   assert (whole / "report.png").stat().st_size > 10_000
   assert json.loads((whole / "config.json").read_text())["stage"] == "rl"
+
+
+SIGNAL_IN_LAST_BATCH = """
+import os, signal
+from absl import app
+from grpo_jax import configs, main
+from grpo_jax.stages import pretrain
+
+class Source(pretrain.TextSource):
+  drawn = 0
+
+  def __next__(self):
+    Source.drawn += 1
+    if Source.drawn == 5:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return super().__next__()
+
+pretrain.TextSource = Source
+app.run(main.main, flags_parser=configs.parse_flags)
+"""
+
+
+def test_a_signal_in_the_last_step_of_the_base_stops_the_rl_run(
+  tmp_path, data_dir
+):
+  workdir = tmp_path / "run"
+  _, _, *arguments = command(
+    "experiments/r1_zero.py",
+    workdir,
+    data_dir,
+    *(flag.replace("config", "config.pretrain") for flag in TINY),
+    "--config.pretrain.data.name=addition_corpus",
+    "--config.pretrain.data.size=2000",
+    f"--config.pretrain.{data_dir.removeprefix('--config.')}",
+    "--config.pretrain.total_steps=5",
+    "--config.pretrain.optimizer.warmup_updates=2",
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", SIGNAL_IN_LAST_BATCH, *arguments[1:]],
+    cwd=REPOSITORY,
+    capture_output=True,
+    text=True,
+    timeout=400,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert last_step(workdir / "base") == 5
+  assert not (workdir / "metrics.jsonl").exists()
