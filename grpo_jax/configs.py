@@ -257,7 +257,7 @@ def _common(stage: str) -> config_dict.ConfigDict:
   c.seed = 0
   # Prepared datasets, shared by all runs of this machine.
   c.data_dir = "~/.cache/grpo_jax"
-  c.mesh = dict(data=-1, fsdp=1, tensor=1)
+  c.mesh = dict(data=-1, fsdp=1, tensor=1, expert=1)
   return c
 
 

@@ -1,9 +1,10 @@
 """One explicit mesh; tables from logical axes to mesh axes; rows to arrays.
 
-The mesh has three axes: `data` replicates parameters, `fsdp` shards them and
+The mesh has four axes: `data` replicates parameters, `fsdp` shards them and
 gathers each layer where it is used, `tensor` splits heads, feed-forward and
-vocabulary. Rows of a batch are split over `data` and `fsdp` together. Every
-function here also works with no mesh set, on one device: a spec is then None.
+vocabulary, `expert` splits the experts of a mixture. Rows of a batch are split
+over `data` and `fsdp` together. Every function here also works with no mesh
+set, on one device: a spec is then None.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,21 +14,23 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "tensor", "expert")
 BATCH_AXES = ("data", "fsdp")
 
 # Where a parameter rests, and where it is used.
 TRAIN = {
   "embed": "fsdp",
+  "heads": "tensor",
   "kv_heads": "tensor",
   "ffn": "tensor",
   "vocab": "tensor",
+  "experts": "expert",
 }
 SAMPLE = {axis: where for axis, where in TRAIN.items() if where != "fsdp"}
 
 
 def make_mesh(sizes: Mapping[str, int] | None = None) -> Mesh:
-  """Returns a mesh over all devices with explicit axes data, fsdp, tensor.
+  """Returns a mesh over all devices with explicit axes, those of MESH_AXES.
 
   Args:
     sizes: devices along each axis; 1 where absent. One axis may be -1 and takes

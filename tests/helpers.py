@@ -3,6 +3,7 @@
 P prompts, G completions each, S prompt slots, N completion slots.
 """
 
+import math
 import zlib
 
 import jax
@@ -33,10 +34,10 @@ def tiny(**changes) -> ModelConfig:
   return ModelConfig(**fields | changes)
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1):
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, expert: int = 1):
   """A mesh over as many of the eight CPU devices as it needs."""
-  shape = (data, fsdp, tensor)
-  devices = jax.devices()[: data * fsdp * tensor]
+  shape = (data, fsdp, tensor, expert)
+  devices = jax.devices()[: math.prod(shape)]
   return jax.make_mesh(shape, sharding.MESH_AXES, devices=devices)
 
 

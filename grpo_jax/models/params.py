@@ -21,11 +21,19 @@ Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class ParamSpec:
-  """One parameter: its shape, the logical name of each axis, how it starts."""
+  """One parameter.
+
+  Attributes:
+    shape: of the array.
+    axes: the logical name of each axis.
+    init: how it starts.
+    in_float32: it is never cast to the compute dtype.
+  """
 
   shape: tuple[int, ...]
   axes: tuple[str | None, ...]
   init: Initializer
+  in_float32: bool = False
 
   def __post_init__(self):
     if len(self.shape) != len(self.axes):
@@ -44,15 +52,31 @@ zeros = jax.nn.initializers.zeros
 def param_specs(cfg: ModelConfig) -> Specs:
   """Returns the nested dict of ParamSpec of a decoder.
 
-  Layers are stacked: each leaf under `layers` has a leading axis L. Matrices
-  start at 1 / sqrt(fan in), those that write to the residual stream smaller by
-  sqrt(2 L), as in GPT-2.
+  Layers are stacked: each leaf under a name of `cfg.stacks` has a leading axis
+  of its layers. Matrices start at 1 / sqrt(fan in), those that write to the
+  residual stream smaller by sqrt(2 L), as in GPT-2.
   """
-  d, f, h = cfg.d_model, cfg.d_ff, cfg.head_dim
+  attention = _latent_attention if cfg.latent_dim else _grouped_attention
+  after = {"mlp": _dense, "moe": _experts}
+  d, v = cfg.d_model, cfg.vocab_size
+  into = normal(d**-0.5)
+  specs = {
+    "embed": ParamSpec((v, d), ("vocab", "embed"), into),
+    "norm": ParamSpec((d,), (None,), ones),
+  }
+  for each in cfg.stacks:
+    layer = {"attention": attention(cfg), each.mlp: after[each.mlp](cfg)}
+    specs[each.name] = stack(layer, each.num_layers)
+  if not cfg.tied_head:
+    specs["head"] = ParamSpec((d, v), ("embed", "vocab"), into)
+  return specs
+
+
+def _grouped_attention(cfg: ModelConfig) -> Specs:
+  d, h = cfg.d_model, cfg.head_dim
   k, r = cfg.num_kv_heads, cfg.queries_per_kv
   into = normal(d**-0.5)
-  residual = (2 * cfg.num_layers) ** -0.5
-  attention = {
+  specs = {
     "norm": ParamSpec((d,), (None,), ones),
     "q": ParamSpec((d, k, r, h), ("embed", "kv_heads", None, None), into),
     "k": ParamSpec((d, k, h), ("embed", "kv_heads", None), into),
@@ -60,34 +84,85 @@ def param_specs(cfg: ModelConfig) -> Specs:
     "o": ParamSpec(
       (k, r, h, d),
       ("kv_heads", None, None, "embed"),
-      normal((k * r * h) ** -0.5 * residual),
+      _residual(cfg, k * r * h),
     ),
   }
   if cfg.qkv_bias:
-    attention |= {
+    specs |= {
       "q_bias": ParamSpec((k, r, h), ("kv_heads", None, None), zeros),
       "k_bias": ParamSpec((k, h), ("kv_heads", None), zeros),
       "v_bias": ParamSpec((k, h), ("kv_heads", None), zeros),
     }
   if cfg.qk_norm:
-    attention |= {
+    specs |= {
       "q_norm": ParamSpec((h,), (None,), ones),
       "k_norm": ParamSpec((h,), (None,), ones),
     }
-  mlp = {
+  return specs
+
+
+def _latent_attention(cfg: ModelConfig) -> Specs:
+  d, n, h, v = cfg.d_model, cfg.num_heads, cfg.head_dim, cfg.value_dim
+  c, u, q = cfg.latent_dim, cfg.rope_dim, cfg.query_latent_dim
+  into = normal(d**-0.5)
+  specs = {
     "norm": ParamSpec((d,), (None,), ones),
+    "kv_down": ParamSpec((d, c + u), ("embed", None), into),
+    "kv_norm": ParamSpec((c,), (None,), ones),
+    "kv_up": ParamSpec(
+      (c, n, h - u + v), ("embed", "heads", None), normal(c**-0.5)
+    ),
+    "o": ParamSpec((n, v, d), ("heads", None, "embed"), _residual(cfg, n * v)),
+  }
+  if not q:
+    return specs | {
+      "q": ParamSpec((d, n, h), ("embed", "heads", None), into),
+    }
+  return specs | {
+    "q_down": ParamSpec((d, q), ("embed", None), into),
+    "q_norm": ParamSpec((q,), (None,), ones),
+    "q_up": ParamSpec((q, n, h), ("embed", "heads", None), normal(q**-0.5)),
+  }
+
+
+def _dense(cfg: ModelConfig) -> Specs:
+  return {
+    "norm": ParamSpec((cfg.d_model,), (None,), ones),
+    **_mlp(cfg, cfg.d_ff),
+  }
+
+
+def _mlp(cfg: ModelConfig, f: int) -> Specs:
+  d = cfg.d_model
+  into = normal(d**-0.5)
+  return {
     "gate": ParamSpec((d, f), ("embed", "ffn"), into),
     "up": ParamSpec((d, f), ("embed", "ffn"), into),
-    "down": ParamSpec((f, d), ("ffn", "embed"), normal(f**-0.5 * residual)),
+    "down": ParamSpec((f, d), ("ffn", "embed"), _residual(cfg, f)),
   }
+
+
+def _experts(cfg: ModelConfig) -> Specs:
+  d, e, f = cfg.d_model, cfg.num_experts, cfg.d_expert
+  into = normal(d**-0.5)
   specs = {
-    "embed": ParamSpec((cfg.vocab_size, d), ("vocab", "embed"), into),
-    "layers": stack({"attention": attention, "mlp": mlp}, cfg.num_layers),
     "norm": ParamSpec((d,), (None,), ones),
+    "router": ParamSpec((d, e), ("embed", None), into, in_float32=True),
+    "gate": ParamSpec((e, d, f), ("experts", "embed", "ffn"), into),
+    "up": ParamSpec((e, d, f), ("experts", "embed", "ffn"), into),
+    "down": ParamSpec(
+      (e, f, d), ("experts", "ffn", "embed"), _residual(cfg, f)
+    ),
   }
-  if not cfg.tied_head:
-    specs["head"] = ParamSpec((d, cfg.vocab_size), ("embed", "vocab"), into)
+  if cfg.router == "sigmoid":
+    specs["router_bias"] = ParamSpec((e,), (None,), zeros)
+  if cfg.num_shared_experts:
+    specs["shared"] = _mlp(cfg, cfg.num_shared_experts * f)
   return specs
+
+
+def _residual(cfg: ModelConfig, fan_in: int) -> Initializer:
+  return normal(fan_in**-0.5 * (2 * cfg.num_layers) ** -0.5)
 
 
 def stack(specs: Specs, num_layers: int) -> Specs:
@@ -98,7 +173,12 @@ def stack(specs: Specs, num_layers: int) -> Specs:
       keys = jax.random.split(key, shape[0])
       return jax.vmap(lambda k: spec.init(k, shape[1:], dtype))(keys)
 
-    return ParamSpec((num_layers, *spec.shape), ("layers", *spec.axes), init)
+    return dataclasses.replace(
+      spec,
+      shape=(num_layers, *spec.shape),
+      axes=("layers", *spec.axes),
+      init=init,
+    )
 
   return jax.tree.map(stacked, specs, is_leaf=_is_spec)
 
