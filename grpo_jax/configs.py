@@ -299,6 +299,8 @@ def pretrain() -> config_dict.ConfigDict:
   c.optimizer = _optimizer(3e-3) | dict(
     schedule="cosine", warmup_updates=50, final_fraction=0.05, weight_decay=0.05
   )
+  # A sigmoid router's biases move by this towards an even load, per update.
+  c.router_bias_rate = 0.0
   c.log_every = 25
   c.checkpoint = dict(every=300, keep=1)
   return c
@@ -333,6 +335,8 @@ def rl() -> config_dict.ConfigDict:
   c.ref_every = 400
   c.batching = dict(num_minibatches=1, num_microbatches=1, length_multiple=512)
   c.optimizer = _optimizer(3e-6)
+  # A sigmoid router's biases move by this towards an even load, per update.
+  c.router_bias_rate = 0.0
   c.evaluate = dict(
     every=100,
     data=dict(name="gsm8k", split="test"),

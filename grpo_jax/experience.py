@@ -15,20 +15,21 @@ from jaxtyping import Array, Bool, Float, Int
 
 from grpo_jax import advantages as advantages_lib
 from grpo_jax import masking, sharding, step
-from grpo_jax.losses.vocabulary import TokenStats
 from grpo_jax.models import scoring
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards.combine import Scores
 from grpo_jax.types import Experience, PromptBatch, Rollout
 
-ScoreFn = Callable[[Params, PromptBatch, Any, Any], TokenStats]
+ScoreFn = Callable[[Params, PromptBatch, Any, Any], scoring.Scores]
 
 
 def make_score(
   cfg: ModelConfig, temperature: float, num_pieces: int
 ) -> ScoreFn:
-  """Returns the jitted `(params, prompts, tokens, mask) -> TokenStats`.
+  """Returns the jitted `(params, prompts, tokens, mask) -> Scores`.
+
+  Their load is empty: it is told of the pass that has a gradient.
 
   Args:
     cfg: the model.
@@ -42,10 +43,10 @@ def make_score(
     prompts: PromptBatch,
     tokens: Int[Array, "P G N"],
     mask: Bool[Array, "P G N"],
-  ) -> TokenStats:
-    def one(piece: Any) -> TokenStats:
+  ) -> scoring.Scores:
+    def one(piece: Any) -> scoring.Scores:
       prompts, tokens, mask = piece
-      return scoring.score_completions(
+      scores = scoring.score_completions(
         params,
         cfg,
         prompts.tokens,
@@ -54,6 +55,7 @@ def make_score(
         mask,
         temperature=temperature,
       )
+      return scores._replace(load={})
 
     if num_pieces == 1:
       return one((prompts, tokens, mask))

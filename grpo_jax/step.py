@@ -15,10 +15,11 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from grpo_jax import sharding
+from grpo_jax.models import moe
 from grpo_jax.models.params import Params
 from grpo_jax.state import TrainState
 
-Metrics = Mapping[str, Float[Array, ""]]
+Metrics = Mapping[str, Any]
 LossFn = Callable[[Params, Any], tuple[Float[Array, ""], Metrics]]
 
 
@@ -27,17 +28,22 @@ def make_update(
   tx: optax.GradientTransformation,
   *,
   num_microbatches: int = 1,
+  router_bias_rate: float = 0.0,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
   """Returns the jitted update `(state, batch) -> (state, metrics)`.
 
   The state is donated. Metrics are those of the loss, summed over microbatches,
-  with `loss` and `grad_norm` (before clipping).
+  with `loss` and `grad_norm` (before clipping). Where the loss has a metric
+  `expert_load` (a `moe.Load`), its figures are in its place, and router biases
+  move by it.
 
   Args:
     loss_fn: `(params, batch) -> (loss, metrics)`; both additive over rows.
     tx: the optimizer.
     num_microbatches: the leading axis of every array of the batch is cut into
       this many gradients, which are added up.
+    router_bias_rate: how far a router's biases move per update; see
+      `moe.balance`.
   """
 
   @functools.partial(jax.jit, donate_argnums=0)
@@ -51,6 +57,11 @@ def make_update(
       "grad_norm": optax.tree.norm(gradient),
     }
     params = optax.apply_updates(state.params, updates)
+    load = metrics.pop("expert_load", None)
+    if load:
+      metrics |= moe.load_metrics(load)
+      if router_bias_rate:
+        params = moe.balance(params, load, router_bias_rate)
     return TrainState(state.step + 1, params, opt_state), metrics
 
   return update

@@ -1,4 +1,4 @@
-"""A tiny model, prompts and meshes that tests of several modules share.
+"""Tiny models, prompts and meshes that tests of several modules share.
 
 P prompts, G completions each, S prompt slots, N completion slots.
 """
@@ -12,7 +12,7 @@ from flax import traverse_util
 
 from grpo_jax import sharding
 from grpo_jax.models import params as params_lib
-from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.config import ModelConfig, RopeScaling
 from grpo_jax.types import PromptBatch
 
 EIGHT = dict(data=2, fsdp=2, tensor=2)
@@ -32,6 +32,76 @@ def tiny(**changes) -> ModelConfig:
     qk_norm=True,
   )
   return ModelConfig(**fields | changes)
+
+
+_TINY = dict(
+  vocab_size=32,
+  num_layers=2,
+  d_model=32,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=8,
+  d_ff=48,
+  tied_head=False,
+  max_positions=64,
+)
+_TINY_EXPERTS = dict(num_experts=8, experts_per_token=3, d_expert=12)
+_TINY_LATENT = dict(
+  num_kv_heads=4, head_dim=12, latent_dim=16, rope_dim=4, value_dim=6
+)
+# One small model of each family; between them every rope scaling. Windows and
+# original lengths are short, so that a few tokens reach beyond them.
+FAMILIES = {
+  "qwen2": ModelConfig(**_TINY | dict(qkv_bias=True, tied_head=True)),
+  "qwen3": ModelConfig(
+    **_TINY,
+    qk_norm=True,
+    rope_scaling=RopeScaling(kind="yarn", factor=4.0, original_length=16),
+  ),
+  "qwen3_moe": ModelConfig(**_TINY | _TINY_EXPERTS, qk_norm=True),
+  "llama": ModelConfig(
+    **_TINY,
+    norm_eps=1e-5,
+    rope_scaling=RopeScaling(kind="llama3", factor=8.0, original_length=16),
+  ),
+  "mistral": ModelConfig(
+    **_TINY,
+    sliding_window=4,
+    rope_scaling=RopeScaling(kind="linear", factor=2.0),
+  ),
+  "deepseek_v3": ModelConfig(
+    **_TINY | _TINY_EXPERTS | _TINY_LATENT | dict(num_layers=3),
+    query_latent_dim=8,
+    rope_interleaved=True,
+    rope_scaling=RopeScaling(
+      kind="yarn",
+      factor=40.0,
+      original_length=16,
+      mscale=1.0,
+      mscale_all_dim=0.8,
+    ),
+    num_shared_experts=1,
+    num_dense_layers=1,
+    router="sigmoid",
+    router_groups=4,
+    router_top_groups=2,
+    routed_scale=2.5,
+  ),
+  # As DeepSeek-V2-Lite has it: queries are projected directly.
+  "deepseek_v3_direct": ModelConfig(
+    **_TINY | _TINY_EXPERTS | _TINY_LATENT,
+    num_shared_experts=2,
+    router="sigmoid",
+    normalize_experts=False,
+  ),
+}
+
+
+def eight(cfg: ModelConfig) -> dict[str, int]:
+  """A mesh of eight devices that splits all that the model can split."""
+  if cfg.num_experts:
+    return dict(fsdp=2, tensor=2, expert=2)
+  return dict(data=2, fsdp=2, tensor=2)
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, expert: int = 1):

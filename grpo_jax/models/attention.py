@@ -5,8 +5,11 @@ rows' own keys; K key/value heads, R query heads per key/value head, H width.
 
 The prompt's keys and values are stored once per group, [P, K, S, H]; the G rows
 of a group attend to them beside their own [P, G, K, C, H], with one softmax
-over both. Plain text is the case G = 1 without a prompt.
+over both. Plain text is the case G = 1 without a prompt. Latent attention
+(`models.mla`) comes down to the same `attend`.
 """
+
+from typing import TypeVar
 
 import flax.struct
 import jax
@@ -17,6 +20,7 @@ from grpo_jax import sharding
 from grpo_jax.models import layers
 from grpo_jax.models.config import ModelConfig
 
+KV = TypeVar("KV")
 _MASKED = -1e30  # Finite, so that a row that sees nothing stays finite.
 
 
@@ -35,7 +39,7 @@ def attention(
   angles: tuple[Float[Array, "P G T H2"], Float[Array, "P G T H2"]],
   visible: Bool[Array, "P G T C"] | Bool[Array, " C"],
   *,
-  prompt: tuple[LayerKV, Bool[Array, "P S"]] | None = None,
+  prompt: tuple[LayerKV, Bool[Array, "P #G #T S"]] | None = None,
   cache: tuple[LayerKV, Int[Array, ""]] | None = None,
 ) -> tuple[Float[Array, "P G T D"], LayerKV]:
   """Returns the attention's output and the rows' own keys and values.
@@ -46,22 +50,59 @@ def attention(
     x: normalized input.
     angles: cosines and sines of the rows' positions.
     visible: which of the rows' own keys each query may read.
-    prompt: keys and values of the groups' prompts, with the mask of real slots.
+    prompt: keys and values of the groups' prompts, with the slots that each
+      query may read.
     cache: the rows' earlier keys and values, with the slot that x writes; the
       result holds the cache with x written.
   """
   q, k, v = (_project(params, cfg, name, x) for name in "qkv")
-  q = _rotate(q, angles) * jnp.asarray(cfg.head_dim**-0.5, q.dtype)
-  own = LayerKV(_rotate(k, angles)[:, :, :, :, 0], v[:, :, :, :, 0])
+  q = _rotate(cfg, q, angles) * jnp.asarray(cfg.head_dim**-0.5, q.dtype)
+  own = LayerKV(_rotate(cfg, k, angles)[:, :, :, :, 0], v[:, :, :, :, 0])
   if cache is not None:
-    earlier, slot = cache
-    own = jax.tree.map(
-      lambda old, new: jax.lax.dynamic_update_slice_in_dim(
-        old, new, slot, axis=3
-      ),
-      earlier,
-      own,
-    )
+    own = written(*cache, own)
+  y = attend(q, own, visible, prompt).astype(x.dtype)
+  weight = sharding.to_use(
+    params["o"], ("kv_heads", None, None, "embed"), x.dtype
+  )
+  return layers.dense(jnp.moveaxis(y, 2, 3), weight, contract=3), own
+
+
+def empty(cfg: ModelConfig, tokens: Int[Array, "P G"], slots: int) -> LayerKV:
+  """Returns one layer's cache with `slots` empty slots for rows of tokens."""
+  shape = (*tokens.shape, cfg.num_kv_heads, slots, cfg.head_dim)
+  where = sharding.out(sharding.row_spec(tokens, 2), "kv_heads", None, None)
+  return LayerKV(
+    jnp.zeros(shape, cfg.dtype, out_sharding=where),
+    jnp.zeros(shape, cfg.dtype, out_sharding=where),
+  )
+
+
+def written(cache: KV, slot: Int[Array, ""], new: KV) -> KV:
+  """Returns a cache [P, G, K, C, ...] with `new` written from `slot` on."""
+  return jax.tree.map(
+    lambda old, new: jax.lax.dynamic_update_slice_in_dim(
+      old, new, slot, axis=3
+    ),
+    cache,
+    new,
+  )
+
+
+def attend(
+  q: Float[Array, "P G K T R H"],
+  own: LayerKV,
+  visible: Bool[Array, "P G T C"] | Bool[Array, " C"],
+  prompt: tuple[LayerKV, Bool[Array, "P #G #T S"]] | None = None,
+) -> Float[Array, "P G K T R W"]:
+  """Returns softmax(q . keys) values, in float32.
+
+  Args:
+    q: queries, scaled.
+    own: keys [P, G, K, C, H] and values [P, G, K, C, W] of each row.
+    visible: which of them each query may read.
+    prompt: keys [P, K, S, H] and values [P, K, S, W] of each group, and which
+      of them each query may read.
+  """
   if visible.ndim == 4:
     visible = visible[:, :, None, :, None, :]
   scores = jnp.where(visible, _scores("PGKTRH,PGKCH->PGKTRC", q, own), _MASKED)
@@ -70,7 +111,7 @@ def attention(
     kv, mask = prompt
     q = q.swapaxes(1, 2)
     before = _scores("PKGTRH,PKSH->PKGTRS", q, kv)
-    before = jnp.where(mask[:, None, None, None, None, :], before, _MASKED)
+    before = jnp.where(mask[:, None, :, :, None, :], before, _MASKED)
     top = jnp.maximum(top, jnp.max(before, axis=-1).swapaxes(1, 2))
   # Dividing after the product with the values costs less, by C / H.
   top = jax.lax.stop_gradient(top)
@@ -81,11 +122,7 @@ def attention(
     shares = jnp.exp(before - top.swapaxes(1, 2)[..., None])
     total = total + jnp.sum(shares, axis=-1).swapaxes(1, 2)
     y = y + _mix("PKGTRS,PKSH->PKGTRH", shares, kv).swapaxes(1, 2)
-  y = (y / total[..., None]).astype(x.dtype)
-  weight = sharding.to_use(
-    params["o"], ("kv_heads", None, None, "embed"), x.dtype
-  )
-  return layers.dense(jnp.moveaxis(y, 2, 3), weight, contract=3), own
+  return y / total[..., None]
 
 
 def _project(params, cfg, name, x):
@@ -102,9 +139,10 @@ def _project(params, cfg, name, x):
   return jnp.moveaxis(y, 3, 2)
 
 
-def _rotate(x, angles):
+def _rotate(cfg, x, angles):
   """Rotates [P, G, K, T, R, H] by the angles [P, G, T, H / 2] of its slots."""
-  return layers.rotate(x, tuple(a[:, :, None, :, None] for a in angles))
+  angles = tuple(a[:, :, None, :, None] for a in angles)
+  return layers.rotate(x, angles, cfg.rope_interleaved)
 
 
 def _scores(equation, q, kv):

@@ -6,6 +6,7 @@ writes a `config.json`.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "dots", "full")
@@ -134,7 +135,7 @@ class ModelConfig:
   head_dim: int
   d_ff: int
   rope_theta: float = 1e4
-  rope_scaling: RopeScaling | None = None
+  rope_scaling: RopeScaling | Mapping[str, Any] | None = None
   rope_interleaved: bool = False
   norm_eps: float = 1e-6
   qkv_bias: bool = False

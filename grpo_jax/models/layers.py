@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from grpo_jax import sharding
-from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.config import ModelConfig, RopeScaling
 
 
 def rms_norm(
@@ -25,23 +25,93 @@ def rms_norm(
 
 
 def rotary_angles(
-  positions: Int[Array, "*rows T"], head_dim: int, theta: float
+  positions: Int[Array, "*rows T"],
+  head_dim: int,
+  theta: float,
+  scaling: RopeScaling | None = None,
 ) -> tuple[Float[Array, "*rows T H2"], Float[Array, "*rows T H2"]]:
-  """Returns cosines and sines, H2 = H / 2 (RoFormer, arXiv 2104.09864)."""
+  """Returns cosines and sines, H2 = H / 2 (RoFormer, arXiv 2104.09864).
+
+  YaRN also multiplies them by its attention factor.
+  """
   exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-  angles = positions[..., None].astype(jnp.float32) * theta**-exponents
-  return jnp.cos(angles), jnp.sin(angles)
+  frequencies = theta**-exponents
+  if scaling is not None:
+    frequencies = _stretch(frequencies, theta, scaling)
+  angles = positions[..., None].astype(jnp.float32) * frequencies
+  cos, sin = jnp.cos(angles), jnp.sin(angles)
+  if scaling is None or scaling.kind != "yarn":
+    return cos, sin
+  factor = _yarn_factor(scaling)
+  return cos * factor, sin * factor
 
 
 def rotate(
   x: Float[Array, "*rows H"],
   angles: tuple[Float[Array, "*#rows H2"], Float[Array, "*#rows H2"]],
+  interleaved: bool = False,
 ) -> Float[Array, "*rows H"]:
-  """Rotates pairs (i, i + H/2) of each head, the layout of Hugging Face."""
+  """Rotates pairs (i, i + H/2) of each head, the layout of Hugging Face.
+
+  Interleaved pairs (2i, 2i + 1) come out as (i, i + H/2), in queries and keys
+  alike.
+  """
   cos, sin = angles
-  left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  x32 = x.astype(jnp.float32)
+  if interleaved:
+    left, right = x32[..., 0::2], x32[..., 1::2]
+  else:
+    left, right = jnp.split(x32, 2, axis=-1)
   turned = (left * cos - right * sin, right * cos + left * sin)
   return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def latent_score_scale(cfg: ModelConfig) -> float:
+  """Returns what latent attention multiplies q . k by.
+
+  1 / sqrt(H), times YaRN's (0.1 mscale_all_dim log(factor) + 1)^2.
+  """
+  scaling = cfg.rope_scaling
+  if scaling is None:
+    return cfg.head_dim**-0.5
+  return cfg.head_dim**-0.5 * _mscale(scaling, scaling.mscale_all_dim) ** 2
+
+
+def _stretch(frequencies, theta, scaling):
+  """Returns frequencies, between f / factor and f, by how many turns f has."""
+  if scaling.kind == "linear":
+    return frequencies / scaling.factor
+  if scaling.kind == "llama3":
+    turns = scaling.original_length * frequencies / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+  else:
+    # YaRN's ramp is over the index of the frequency, its ends rounded.
+    count = len(frequencies)
+
+    def index(turns):
+      ratio = scaling.original_length / (turns * 2 * math.pi)
+      return count * math.log(ratio) / math.log(theta)
+
+    first = max(math.floor(index(scaling.beta_fast)), 0)
+    last = min(math.ceil(index(scaling.beta_slow)), 2 * count - 1)
+    ramp = (jnp.arange(count) - first) / max(last - first, 1e-3)
+    keep = 1.0 - jnp.clip(ramp, 0.0, 1.0)
+  return frequencies * (keep + (1.0 - keep) / scaling.factor)
+
+
+def _yarn_factor(scaling):
+  if scaling.attention_factor:
+    return scaling.attention_factor
+  if scaling.mscale and scaling.mscale_all_dim:
+    return _mscale(scaling, scaling.mscale) / _mscale(
+      scaling, scaling.mscale_all_dim
+    )
+  return _mscale(scaling, 1.0)
+
+
+def _mscale(scaling, times):
+  return 0.1 * times * math.log(scaling.factor) + 1.0
 
 
 def dense(

@@ -4,12 +4,31 @@ P prompts, G completions each, S prompt slots, N completion slots; B rows of
 text, T positions.
 """
 
-from jaxtyping import Array, Bool, Int
+from typing import NamedTuple
 
-from grpo_jax.losses.vocabulary import TokenStats
-from grpo_jax.models import heads, transformer
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from grpo_jax.models import heads, moe, transformer
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
+
+
+class Scores(NamedTuple):
+  """What the losses read about each token, and the experts that it took.
+
+  Attributes:
+    logprobs: of the tokens, in nats.
+    entropy: of what they were drawn from, in nats.
+    log_normalizer: log sum_v exp(logits_v / temperature).
+    load: by stack of experts, tokens per expert, [L, E]; a prompt counts once.
+  """
+
+  logprobs: Float[Array, "*rows T"]
+  entropy: Float[Array, "*rows T"]
+  log_normalizer: Float[Array, "*rows T"]
+  load: moe.Load
 
 
 def score_completions(
@@ -21,7 +40,7 @@ def score_completions(
   completion_mask: Bool[Array, "P G N"],
   *,
   temperature: float = 1.0,
-) -> TokenStats:
+) -> Scores:
   """Returns log-probs and entropy [P, G, N], in nats, of completions.
 
   A prompt goes through the network once, in the gradient too: its G completions
@@ -40,12 +59,13 @@ def score_completions(
     params, cfg, prompt_tokens, prompt_mask
   )
   positions = transformer.completion_positions(prompt_mask, *tokens.shape[1:])
-  hidden, _ = transformer.forward(
+  hidden, trace = transformer.forward(
     params, cfg, tokens, positions, completion_mask, prompt=prompt
   )
-  return heads.completion_stats(
+  stats = heads.completion_stats(
     params, cfg, prompt_hidden, hidden, tokens, temperature
   )
+  return Scores(*stats, jax.tree.map(jnp.add, prompt.load, trace.load))
 
 
 def score_text(
@@ -54,7 +74,7 @@ def score_text(
   tokens: Int[Array, "B T"],
   positions: Int[Array, "B T"],
   segments: Int[Array, "B T"],
-) -> TokenStats:
+) -> Scores:
   """Returns log-probs and entropy [B, T], in nats, of packed text."""
-  hidden, _ = transformer.forward(params, cfg, tokens, positions, segments)
-  return heads.text_stats(params, cfg, hidden, tokens)
+  hidden, trace = transformer.forward(params, cfg, tokens, positions, segments)
+  return Scores(*heads.text_stats(params, cfg, hidden, tokens), trace.load)

@@ -1,9 +1,10 @@
 """The whole network: one `forward` for prefill, decoding, scoring, training.
 
 B rows of text, or P prompts x G completions; T positions, D width, L layers,
-C slots of a cache. Parameters under `layers` are stacked [L, ...] and scanned;
-`unstack` makes them a tuple, and `forward` then goes through it layer by layer,
-which is what decoding wants: each layer's cache is updated in place.
+C slots of a cache. What belongs to layers (parameters, keys and values) is held
+by the names of `cfg.stacks`: a stack is stacked [L, ...] and scanned; `unstack`
+makes a tuple of it, and `forward` then goes through it layer by layer, which is
+what decoding wants: each layer's cache is updated in place.
 """
 
 import functools
@@ -15,9 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from grpo_jax import masking, sharding
-from grpo_jax.models import attention, layers
-from grpo_jax.models.attention import LayerKV
-from grpo_jax.models.config import ModelConfig
+from grpo_jax.models import attention, layers, mla, moe
+from grpo_jax.models.config import ModelConfig, Stack
 from grpo_jax.models.params import Params, param_specs
 
 _REMAT = {
@@ -29,28 +29,44 @@ _REMAT = {
 
 @flax.struct.dataclass
 class Prompt:
-  """Keys and values of P prompts, for the rows of their groups to attend to.
+  """What P prompts leave for the rows of their groups to attend to.
 
   Attributes:
-    layers: one stacked LayerKV of [L, P, K, S, H], or a tuple of L of them.
+    layers: by stack, one LayerKV or LatentKV of [L, P, K, S, ...], or a tuple
+      of L of them.
     mask: which slots hold a token.
+    load: by stack of experts, tokens per expert, [L, E].
   """
 
-  layers: Any
+  layers: dict[str, Any]
   mask: Bool[Array, "P S"]
+  load: moe.Load
 
 
 @flax.struct.dataclass
 class Cache:
-  """Keys and values of what rows have decoded so far.
+  """Keys and values, or latents, of what rows have decoded so far.
 
   Attributes:
-    layers: a tuple of L LayerKV of [P, G, K, C, H].
+    layers: by stack, a tuple of L LayerKV or LatentKV of [P, G, K, C, ...].
     length: slots filled, the same for all rows.
   """
 
-  layers: Any
+  layers: dict[str, Any]
   length: Int[Array, ""]
+
+
+@flax.struct.dataclass
+class Trace:
+  """What a pass leaves behind in the layers.
+
+  Attributes:
+    layers: by stack, keys and values, or latents; see Prompt and Cache.
+    load: by stack of experts, tokens per expert, [L, E], padding not counted.
+  """
+
+  layers: dict[str, Any]
+  load: moe.Load
 
 
 def forward(
@@ -62,8 +78,8 @@ def forward(
   *,
   prompt: Prompt | None = None,
   cache: Cache | None = None,
-) -> tuple[Float[Array, "*rows T D"], Any]:
-  """Returns the normalized last hidden states, and keys and values by layer.
+) -> tuple[Float[Array, "*rows T D"], Trace]:
+  """Returns the normalized last hidden states, and what the layers keep.
 
   Args:
     params: parameters, stacked or unstacked.
@@ -72,10 +88,11 @@ def forward(
       read by a real position.
     positions: rotary positions, from 0 in each sequence.
     segments: a position sees those before it that have its own segment; 0, or
-      False, is padding. A mask is one segment. Not read with a cache.
+      False, is padding. A mask is one segment. With a cache a row is one
+      segment.
     prompt: what the G rows of each group also see, whatever their segment.
     cache: earlier keys and values; x is written at slot `cache.length`, and
-      what is returned in their place is the cache with x in it (T = 1).
+      what is returned is the cache with x in it (T = 1).
   """
   flat = tokens.ndim == 2
   if flat:
@@ -85,45 +102,76 @@ def forward(
   rows = sharding.row_spec(tokens, 3)
   table = sharding.to_use(params["embed"], ("vocab", "embed"), cfg.dtype)
   x = table.at[tokens].get(out_sharding=sharding.out(rows, None))
-  angles = layers.rotary_angles(positions, cfg.head_dim, cfg.rope_theta)
+  angles = layers.rotary_angles(
+    positions, cfg.rotary_dim, cfg.rope_theta, cfg.rope_scaling
+  )
   if cache is None:
-    visible = _causal(segments)
+    visible = _causal(cfg, segments, positions)
   else:
-    slots = jax.tree.leaves(cache.layers)[0].shape[3]
-    visible = jnp.arange(slots) <= cache.length
+    visible = _cached(cfg, cache)
+  visible_prompt = None
+  if prompt is not None:
+    visible_prompt = _prompt_slots(cfg, prompt.mask, positions)
+  attend = _attention(cfg).attention
 
-  def block(x, layer):
+  def block(stack, x, layer):
     layer_params, layer_prompt, layer_cache = layer
-    y, kv = attention.attention(
+    y, kv = attend(
       layer_params["attention"],
       cfg,
       layers.rms_norm(x, layer_params["attention"]["norm"], cfg.norm_eps),
       angles,
       visible,
-      prompt=None if prompt is None else (layer_prompt, prompt.mask),
+      prompt=None if prompt is None else (layer_prompt, visible_prompt),
       cache=None if cache is None else (layer_cache, cache.length),
     )
     x = x + y
-    y = layers.rms_norm(x, layer_params["mlp"]["norm"], cfg.norm_eps)
-    return x + layers.mlp(layer_params["mlp"], cfg, y), kv
+    mlp_params = layer_params[stack.mlp]
+    y = layers.rms_norm(x, mlp_params["norm"], cfg.norm_eps)
+    y, load = _MLPS[stack.mlp](mlp_params, cfg, y, segments != 0)
+    return x + y, (kv, load)
 
+  kvs, loads = {}, {}
+  for stack in cfg.stacks:
+    per_layer = (
+      params[stack.name],
+      None if prompt is None else prompt.layers[stack.name],
+      None if cache is None else cache.layers[stack.name],
+    )
+    x, (kvs[stack.name], load) = _run(cfg, stack, block, x, per_layer)
+    if load is not None:
+      loads[stack.name] = load
+  x = layers.rms_norm(x, params["norm"], cfg.norm_eps)
+  return (x[:, 0] if flat else x), Trace(kvs, loads)
+
+
+def _run(cfg, stack: Stack, block, x, per_layer):
+  """Returns x behind a stack's layers, and what each of them leaves."""
+  block = functools.partial(block, stack)
   if cfg.remat != "none":
     block = jax.checkpoint(block, policy=_REMAT[cfg.remat])
-  per_layer = (
-    params["layers"],
-    None if prompt is None else prompt.layers,
-    None if cache is None else cache.layers,
-  )
-  if isinstance(params["layers"], tuple):
-    kvs = []
-    for i in range(cfg.num_layers):
-      x, kv = block(x, tuple(p if p is None else p[i] for p in per_layer))
-      kvs.append(kv)
-    kvs = tuple(kvs)
-  else:
-    x, kvs = jax.lax.scan(block, x, per_layer)
-  x = layers.rms_norm(x, params["norm"], cfg.norm_eps)
-  return (x[:, 0] if flat else x), kvs
+  if not isinstance(per_layer[0], tuple):
+    return jax.lax.scan(block, x, per_layer)
+  kvs, loads = [], []
+  for i in range(stack.num_layers):
+    x, (kv, load) = block(x, tuple(p if p is None else p[i] for p in per_layer))
+    kvs.append(kv)
+    loads.append(load)
+  return x, (tuple(kvs), None if loads[0] is None else jnp.stack(loads))
+
+
+def _attention(cfg: ModelConfig):
+  """Returns the module of the model's attention."""
+  return mla if cfg.latent_dim else attention
+
+
+def _dense(params, cfg, x, real):
+  del real
+  return layers.mlp(params, cfg, x), None
+
+
+# By the name of what follows the attention in a stack.
+_MLPS = {"mlp": _dense, "moe": moe.moe}
 
 
 def prefill(
@@ -136,9 +184,11 @@ def prefill(
 
   Prompts are padded on the left: the last slot is each prompt's last token.
   """
-  hidden, kvs = forward(params, cfg, tokens, masking.positions(mask), mask)
-  without_group = jax.tree.map(functools.partial(jnp.squeeze, axis=-4), kvs)
-  return hidden[:, -1], Prompt(without_group, mask)
+  hidden, trace = forward(params, cfg, tokens, masking.positions(mask), mask)
+  without_group = jax.tree.map(
+    functools.partial(jnp.squeeze, axis=-4), trace.layers
+  )
+  return hidden[:, -1], Prompt(without_group, mask, trace.load)
 
 
 def completion_positions(
@@ -152,7 +202,7 @@ def completion_positions(
 
 
 def unstack(params: Params, cfg: ModelConfig) -> Params:
-  """Returns parameters whose `layers` are a tuple, cast and gathered for use.
+  """Returns parameters whose stacks are tuples, cast and gathered for use.
 
   The tree that decoding reads at every token: in the compute dtype, and
   sharded by the SAMPLE table.
@@ -161,28 +211,31 @@ def unstack(params: Params, cfg: ModelConfig) -> Params:
   def use(spec, x):
     # What no axis shards (the norms) stays float32, as in training.
     matrix = any(axis not in (None, "layers") for axis in spec.axes)
-    return sharding.to_use(x, spec.axes, cfg.dtype if matrix else None)
+    cast = matrix and not spec.in_float32
+    return sharding.to_use(x, spec.axes, cfg.dtype if cast else None)
 
   used = jax.tree.map(use, param_specs(cfg), params)
-  stacked = used["layers"]
-  each = tuple(
-    jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(cfg.num_layers)
-  )
-  return used | {"layers": each}
+  return used | {
+    stack.name: tuple(
+      jax.tree.map(lambda x, i=i: x[i], used[stack.name])
+      for i in range(stack.num_layers)
+    )
+    for stack in cfg.stacks
+  }
 
 
 def empty_cache(
   cfg: ModelConfig, tokens: Int[Array, "P G"], slots: int
 ) -> Cache:
   """Returns a cache with `slots` empty slots for the rows of `tokens`."""
-  shape = (*tokens.shape, cfg.num_kv_heads, slots, cfg.head_dim)
-  where = sharding.out(sharding.row_spec(tokens, 2), "kv_heads", None, None)
-
-  def empty():
-    return jnp.zeros(shape, cfg.dtype, out_sharding=where)
-
+  empty = _attention(cfg).empty
   return Cache(
-    tuple(LayerKV(empty(), empty()) for _ in range(cfg.num_layers)),
+    {
+      stack.name: tuple(
+        empty(cfg, tokens, slots) for _ in range(stack.num_layers)
+      )
+      for stack in cfg.stacks
+    },
     jnp.zeros((), jnp.int32),
   )
 
@@ -197,10 +250,36 @@ def grow(cache: Cache, slots: int) -> Cache:
   return cache.replace(layers=jax.tree.map(pad, cache.layers))
 
 
-def _causal(segments: Array) -> Bool[Array, "P G T T"]:
+def _causal(
+  cfg: ModelConfig, segments: Array, positions: Array
+) -> Bool[Array, "P G T T"]:
   """Returns which positions see which: same segment, not later, not padding."""
   segments = segments.astype(jnp.int32)
   same = segments[..., :, None] == segments[..., None, :]
   real = segments[..., None, :] != 0
   order = jnp.arange(segments.shape[-1])
-  return same & real & (order[:, None] >= order[None, :])
+  visible = same & real & (order[:, None] >= order[None, :])
+  if cfg.sliding_window:
+    distance = positions[..., :, None] - positions[..., None, :]
+    visible &= distance < cfg.sliding_window
+  return visible
+
+
+def _cached(cfg: ModelConfig, cache: Cache) -> Bool[Array, " C"]:
+  """Returns which slots of a cache the position at `cache.length` sees."""
+  slots = jnp.arange(jax.tree.leaves(cache.layers)[0].shape[3])
+  visible = slots <= cache.length
+  if cfg.sliding_window:
+    # Slots of a cache are consecutive positions.
+    visible &= cache.length - slots < cfg.sliding_window
+  return visible
+
+
+def _prompt_slots(
+  cfg: ModelConfig, mask: Array, positions: Array
+) -> Bool[Array, "P #G #T S"]:
+  """Returns which slots of its prompt each position sees."""
+  if not cfg.sliding_window:
+    return mask[:, None, None]
+  distance = positions[..., None] - masking.positions(mask)[:, None, None]
+  return mask[:, None, None] & (distance < cfg.sliding_window)

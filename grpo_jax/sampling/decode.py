@@ -153,7 +153,7 @@ def sample(
 
   def step(carry):
     state, cache, n = carry
-    hidden, layers = transformer.forward(
+    hidden, trace = transformer.forward(
       params,
       cfg,
       state["token"][..., None],
@@ -163,7 +163,7 @@ def sample(
       cache=cache,
     )
     state = record(state, *draw(hidden[:, :, 0], n), n)
-    return state, transformer.Cache(layers, cache.length + 1), n + 1
+    return state, transformer.Cache(trace.layers, cache.length + 1), n + 1
 
   # One loop for each size of the cache; a loop with no row alive ends at once.
   cache = transformer.empty_cache(

@@ -17,8 +17,8 @@ from grpo_jax import state as state_lib
 from grpo_jax.data import datasets, tokenizer
 from grpo_jax.data.text import TextSource
 from grpo_jax.losses import language
+from grpo_jax.models import moe, scoring
 from grpo_jax.models import params as params_lib
-from grpo_jax.models import scoring
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.step import make_update
@@ -86,6 +86,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     functools.partial(loss_fn, cfg=cfg),
     tx,
     num_microbatches=config.batch.num_microbatches,
+    router_bias_rate=config.router_bias_rate,
   )
 
   writer = metrics.Writer(workdir, restored=first_step or None)
@@ -138,10 +139,11 @@ def loss_fn(
   params: Params, batch: TextBatch, *, cfg: ModelConfig
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Returns the cross-entropy of a packed batch, in nats per token."""
-  stats = scoring.score_text(
+  scores = scoring.score_text(
     params, cfg, batch.tokens, batch.positions, batch.segments
   )
-  return language.cross_entropy(stats.logprobs, batch.weights)
+  loss, metrics = language.cross_entropy(scores.logprobs, batch.weights)
+  return loss, metrics | {"expert_load": scores.load}
 
 
 def make_tokenizer(
@@ -175,7 +177,8 @@ def check(config: ConfigDict) -> None:
   configs.check_section(
     "optimizer", config.optimizer, optimizer.make_optimizer, ("total_updates",)
   )
-  ModelConfig(vocab_size=1, **config.model)
+  cfg = ModelConfig(vocab_size=1, **config.model)
+  moe.check_bias_rate(cfg, config.router_bias_rate)
   optimizer.make_optimizer(config.total_steps, **config.optimizer)
   kinds = ("sentencepiece", "bytes")
   if config.tokenizer.kind not in kinds:

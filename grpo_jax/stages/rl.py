@@ -26,8 +26,8 @@ from grpo_jax import (
 from grpo_jax import state as state_lib
 from grpo_jax.data import datasets, prompts, tokenizer
 from grpo_jax.losses import policy
+from grpo_jax.models import moe, scoring
 from grpo_jax.models import params as params_lib
-from grpo_jax.models import scoring
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards import combine
@@ -77,6 +77,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   questions = evaluate.make_questions(config.evaluate, tok, template, data_dir)
   # Last of what can refuse a config, so that a refusal leaves nothing behind.
   cfg, reference, _ = checkpoint.load_policy(source, mesh, **config.model)
+  moe.check_bias_rate(cfg, config.router_bias_rate)
   checkpoint.claim(workdir, config.to_dict())
 
   checkpointer = checkpoint.Checkpointer(workdir, keep=config.checkpoint.keep)
@@ -113,6 +114,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     ),
     tx,
     num_microbatches=config.batching.num_microbatches,
+    router_bias_rate=config.router_bias_rate,
   )
   root_key = jax.random.key(config.seed)
   sample_key = jax.random.fold_in(root_key, _SAMPLE)
@@ -243,7 +245,7 @@ def loss_fn(
   policy_loss: functools.partial,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Returns the policy's loss on experience, additive over rows."""
-  stats = scoring.score_completions(
+  scores = scoring.score_completions(
     params,
     cfg,
     batch.prompts.tokens,
@@ -252,14 +254,15 @@ def loss_fn(
     batch.completion_mask,
     temperature=temperature,
   )
-  return policy_loss(
-    stats.logprobs,
+  loss, metrics = policy_loss(
+    scores.logprobs,
     batch.old_logprobs,
     batch.ref_logprobs,
     batch.advantages,
     batch.weights,
-    entropy=stats.entropy,
+    entropy=scores.entropy,
   )
+  return loss, metrics | {"expert_load": scores.load}
 
 
 def base_model(

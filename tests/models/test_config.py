@@ -52,6 +52,46 @@ def test_qwen_and_llama_fit_and_have_the_parameters_of_their_cards(
     (dict(num_layers=0), "num_layers=0 must be at least 1"),
     (dict(head_chunk=0), "head_chunk=0 must be at least 1"),
     (dict(num_kv_heads=0), "num_kv_heads=0 must be at least 1"),
+    (dict(sliding_window=-1), "sliding_window=-1 must be at least 0"),
+    (dict(router="top"), "router='top' must be one of"),
+    (dict(value_dim=4), "value_dim=4 is of latent attention"),
+    (dict(latent_dim=8, qkv_bias=False), "needs value_dim"),
+    (dict(latent_dim=8, value_dim=4), "rope_dim=0 must be even, at least 2"),
+    (
+      dict(latent_dim=8, value_dim=4, rope_dim=2),
+      "num_kv_heads=2 must equal num_heads=4",
+    ),
+    (
+      dict(latent_dim=8, value_dim=4, rope_dim=2, num_kv_heads=4),
+      "neither qkv_bias nor qk_norm",
+    ),
+    (dict(d_expert=8), "d_expert=8 is of a mixture of experts"),
+    (dict(num_experts=4), "needs d_expert"),
+    (
+      dict(num_experts=4, d_expert=8, experts_per_token=5),
+      "experts_per_token=5 must be between 1 and the 4 experts",
+    ),
+    (
+      dict(num_experts=4, d_expert=8, num_dense_layers=2),
+      "num_dense_layers=2 must be below num_layers=2",
+    ),
+    (
+      dict(num_experts=4, d_expert=8, router_groups=2),
+      "router_groups=2 needs router='sigmoid'",
+    ),
+    (
+      dict(num_experts=4, d_expert=8, router_top_groups=2),
+      "router_top_groups=2 must not exceed router_groups=1",
+    ),
+    (dict(rope_scaling=dict(kind="ntk", factor=2.0)), "kind='ntk' must be one"),
+    (
+      dict(rope_scaling=dict(kind="linear", factor=0.5)),
+      "rope_scaling.factor=0.5 must be at least 1",
+    ),
+    (
+      dict(rope_scaling=dict(kind="yarn", factor=2.0)),
+      "rope_scaling.original_length=0 must be",
+    ),
   ],
 )
 def test_a_model_that_cannot_be_is_refused_in_one_sentence(changes, sentence):

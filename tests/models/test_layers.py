@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from grpo_jax.models import layers
+from grpo_jax.models.config import RopeScaling
 
 
 def random(seed, *shape):
@@ -47,6 +48,62 @@ def test_rotation_is_by_position_times_frequency():
       want[t, i], want[t, i + half] = turned.real, turned.imag
   angles = layers.rotary_angles(jnp.asarray(positions), head_dim, theta)
   np.testing.assert_allclose(layers.rotate(x, angles), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "scaling, theirs",
+  [
+    (RopeScaling("linear", 4.0), dict()),
+    (RopeScaling("llama3", 8.0, 8192), dict()),
+    (
+      RopeScaling("llama3", 32.0, 1024, low_freq_factor=2.0),
+      dict(low_freq_factor=2.0),
+    ),
+    (RopeScaling("yarn", 4.0, 32_768), dict()),
+    (
+      RopeScaling("yarn", 40.0, 4096, mscale=1.0, mscale_all_dim=0.7),
+      dict(mscale=1.0, mscale_all_dim=0.7),
+    ),
+    (
+      RopeScaling("yarn", 8.0, 64, beta_fast=16.0, attention_factor=1.5),
+      dict(beta_fast=16.0, attention_factor=1.5),
+    ),
+  ],
+)
+@pytest.mark.parametrize("theta", [1e4, 5e5])
+def test_stretched_frequencies_are_those_of_transformers(
+  scaling, theirs, theta
+):
+  transformers = pytest.importorskip("transformers")
+  rope_utils = pytest.importorskip("transformers.modeling_rope_utils")
+  config = transformers.LlamaConfig(
+    hidden_size=64,
+    num_attention_heads=1,
+    max_position_embeddings=131_072,
+    rope_parameters=dict(
+      rope_type=scaling.kind,
+      rope_theta=theta,
+      factor=scaling.factor,
+      original_max_position_embeddings=scaling.original_length,
+      **dict(low_freq_factor=1.0, high_freq_factor=4.0) | theirs,
+    ),
+  )
+  init = rope_utils.ROPE_INIT_FUNCTIONS[scaling.kind]
+  frequencies, factor = init(config, "cpu")
+  positions = np.array([0, 1, 17, 200])
+  angles = positions[:, None] * frequencies.numpy().astype(np.float64)
+  cos, sin = layers.rotary_angles(jnp.asarray(positions), 64, theta, scaling)
+  np.testing.assert_allclose(cos, factor * np.cos(angles), atol=1e-4)
+  np.testing.assert_allclose(sin, factor * np.sin(angles), atol=1e-4)
+
+
+def test_interleaved_pairs_are_the_same_rotation_of_another_order():
+  x, order = random(0, 4, 6), np.array([0, 2, 4, 1, 3, 5])
+  angles = layers.rotary_angles(jnp.arange(4), 6, 100.0)
+  np.testing.assert_array_equal(
+    layers.rotate(x, angles, interleaved=True),
+    layers.rotate(x[:, order], angles),
+  )
 
 
 def test_rotated_products_depend_on_the_distance_alone():

@@ -22,6 +22,7 @@ VARIANTS = {
   "llama": dict(qkv_bias=False, qk_norm=False, tied_head=False),
   "every_head_its_own": dict(num_kv_heads=4),
   "one_head_for_all": dict(num_kv_heads=1, rope_theta=50.0),
+  "mistral": dict(qkv_bias=False, qk_norm=False, sliding_window=3),
 }
 
 
@@ -61,10 +62,14 @@ def slow_logprobs(params, cfg, ids):
       for r in range(cfg.queries_per_kv):
         for t in range(len(ids)):
           q = project(attention, "q", inputs[t], (k, r), t)
+          first = (
+            max(0, t + 1 - cfg.sliding_window) if cfg.sliding_window else 0
+          )
+          seen = slice(first, t + 1)
           shares = [
-            np.exp(q @ key / np.sqrt(cfg.head_dim)) for key in keys[: t + 1]
+            np.exp(q @ key / np.sqrt(cfg.head_dim)) for key in keys[seen]
           ]
-          mixed = sum(s * v for s, v in zip(shares, values, strict=False))
+          mixed = sum(s * v for s, v in zip(shares, values[seen], strict=True))
           xs[t] = xs[t] + mixed / sum(shares) @ attention["o"][k, r]
     for t in range(len(ids)):
       y = norm(xs[t], mlp["norm"])
@@ -320,11 +325,14 @@ def test_layers_one_by_one_agree_with_the_scan():
   def run(params):
     return transformer.forward(params, cfg, tokens, positions, mask)
 
-  hidden, kvs = jax.jit(run)(params)
+  hidden, trace = jax.jit(run)(params)
   one_by_one, each = jax.jit(run)(transformer.unstack(params, cfg))
   np.testing.assert_allclose(one_by_one, hidden, atol=1e-6)
-  stacked = jax.tree.map(lambda *x: jnp.stack(x), *each)
-  helpers.assert_trees_close(stacked, kvs)
+  stacked = {
+    name: jax.tree.map(lambda *x: jnp.stack(x), *kvs)
+    for name, kvs in each.layers.items()
+  }
+  helpers.assert_trees_close(stacked, trace.layers)
 
 
 def test_decoding_with_a_cache_agrees_with_one_pass():
@@ -343,10 +351,10 @@ def test_decoding_with_a_cache_agrees_with_one_pass():
 
   @jax.jit
   def step(token, position, cache):
-    hidden, layers = transformer.forward(
+    hidden, trace = transformer.forward(
       used, cfg, token, position, mask[..., :1], prompt=prompt, cache=cache
     )
-    return hidden, transformer.Cache(layers, cache.length + 1)
+    return hidden, transformer.Cache(trace.layers, cache.length + 1)
 
   cache = transformer.empty_cache(cfg, jnp.asarray(tokens[..., 0]), 2)
   for n in range(6):
