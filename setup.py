@@ -30,7 +30,13 @@ setuptools.setup(
     "array-record>=0.8,<0.9",
     "importlib_resources>=6",  # tensorflow-datasets needs it and lacks it.
     "grain>=0.2.12,<0.3",
-    "sentencepiece>=0.2.1,<0.3",
+    "sentencepiece>=0.2.3,<0.3",
+    # Hugging Face checkpoints: their tokenizers, chat templates and weights.
+    # jinja2 before 3.1.6 has known ways out of its sandbox.
+    "tokenizers>=0.22,<0.24",
+    "jinja2>=3.1.6,<4",
+    "safetensors>=0.8,<0.9",
+    "ml_dtypes>=0.5",
     # What one sees: the picture of a run, and TensorBoard event files.
     "matplotlib>=3.9,<4",
     "tensorboardX>=2.6.2,<3",
@@ -43,6 +49,12 @@ setuptools.setup(
       "beartype>=0.20,<0.24",
       "ruff>=0.12,<0.18",
       "equinox>=0.13,<0.15",
+      # What checkpoints and tokenizers are compared with. PyPI's torch for
+      # Linux brings CUDA; `pip install torch --index-url
+      # https://download.pytorch.org/whl/cpu` first gives the small build, which
+      # these bounds accept.
+      "torch>=2.6,<3",
+      "transformers>=5.2,<6",
     ],
   },
 )

@@ -1,7 +1,8 @@
 """Text to token ids and back.
 
-Two tokenizers with one interface: sentencepiece, trained here on a corpus, and
-bytes, which need no training. Both keep text as it is (no normalization), so
+Three tokenizers with one interface: sentencepiece, trained here on a corpus or
+given; bytes, which need no training; and those of Hugging Face's checkpoints
+(`data/huggingface.py`). The first two keep text as it is (no normalization), so
 that what the policy wrote is what the rewards read. `encode` adds no special
 token; ids that mean nothing are dropped by `decode`, which never raises: a
 policy may draw a slot of the padded vocabulary that no piece occupies.
@@ -10,14 +11,17 @@ policy may draw a slot of the padded vocabulary that no piece occupies.
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import SupportsIndex
 
 import sentencepiece
 from etils import epath
 
+from grpo_jax.data import huggingface, special
+
 _MODEL_FILE = "tokenizer.model"
 _JSON_FILE = "tokenizer.json"
+_MERGES_FILES = ("vocab.json", "merges.txt")
 _LONGEST_TEXT = 1 << 20  # Bytes; sentencepiece skips longer ones silently.
 
 
@@ -30,10 +34,20 @@ class SentencePieceTokenizer:
       model without one pads with its end of sequence.
     bos_id: begins every sequence; None if the model has none.
     eos_ids: tokens that end a sequence.
+    special_tokens: text of each role, for chat templates.
+    chat_template: a jinja template of conversations, or None.
   """
 
-  def __init__(self, model_proto: bytes):
+  def __init__(
+    self, model_proto: bytes, settings: special.Settings | None = None
+  ):
+    """Takes a model and what its directory says beside it.
+
+    Raises:
+      ValueError: nothing ends a sequence, or a token stands outside the model.
+    """
     self._proto = model_proto
+    self._settings = settings = settings or special.Settings()
     self._model = sentencepiece.SentencePieceProcessor(model_proto=model_proto)
     self.vocab_size: int = self._model.vocab_size()
     bos, eos, pad = (
@@ -41,11 +55,33 @@ class SentencePieceTokenizer:
       self._model.eos_id(),
       self._model.pad_id(),
     )
-    if eos < 0:
+    for i, text, _ in settings.added:
+      if i >= self.vocab_size or self._model.id_to_piece(i) != text:
+        raise ValueError(
+          f"The added token {text!r}, id {i}, is no piece of tokenizer.model;"
+          " give a tokenizer.json, which `save_pretrained` of transformers"
+          " writes."
+        )
+    named = settings.tokens.get("eos_token")
+    if named is not None:
+      eos = self._model.piece_to_id(named)
+    stop = dict.fromkeys((eos, *settings.stop_ids) if eos >= 0 else ())
+    if not stop:
       raise ValueError("The sentencepiece model has no end-of-sequence piece.")
-    self.bos_id: int | None = bos if bos >= 0 else None
-    self.eos_ids: tuple[int, ...] = (eos,)
+    wanted = bos >= 0 and settings.adds_bos is not False
+    self.bos_id: int | None = bos if wanted else None
+    self.eos_ids: tuple[int, ...] = tuple(stop)
     self.pad_id: int = pad if pad >= 0 else eos
+    roles = {"bos_token": bos, "eos_token": eos, "pad_token": pad}
+    self.special_tokens = {
+      role: self._model.id_to_piece(i) for role, i in roles.items() if i >= 0
+    } | dict(settings.tokens)
+    self.chat_template = settings.chat_template
+    self._control = {
+      self._model.id_to_piece(i): i
+      for i in range(self.vocab_size)
+      if self._model.is_control(i)
+    }
 
   def encode(self, text: str) -> list[int]:
     """Ids of the text alone, without special tokens."""
@@ -54,6 +90,20 @@ class SentencePieceTokenizer:
   def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
     """Ids of each text; on several threads."""
     return self._model.encode(list(texts))
+
+  def encode_chat(self, text: str) -> tuple[list[int], list[int]]:
+    """Ids of a rendered conversation, and the character where each begins.
+
+    Control pieces written in it become their ids; the text between two of them
+    is encoded by itself.
+    """
+
+    def encode(part: str) -> tuple[list[int], list[int]]:
+      pieces = self._model.encode(part, return_type="proto").pieces
+      begins = [p.begin for p in pieces]
+      return [p.id for p in pieces], _characters(part, begins)
+
+    return _encode_between(text, self._control, encode)
 
   def decode(self, ids: Iterable[SupportsIndex]) -> str:
     """Text of the ids; special and unoccupied ids are dropped."""
@@ -66,8 +116,9 @@ class SentencePieceTokenizer:
     return self._model.id_to_piece(int(token)) if known else ""
 
   def save(self, directory: epath.PathLike) -> None:
-    """Writes `tokenizer.model` to the directory."""
-    _write(epath.Path(directory) / _MODEL_FILE, self._proto)
+    """Writes `tokenizer.model`, and what stood beside it, to the directory."""
+    special.write(epath.Path(directory) / _MODEL_FILE, self._proto)
+    self._settings.save(directory, self.eos_ids)
 
 
 class ByteTokenizer:
@@ -78,12 +129,20 @@ class ByteTokenizer:
     pad_id: fills empty slots.
     bos_id: begins every sequence.
     eos_ids: tokens that end a sequence.
+    special_tokens: text of each role, for chat templates.
+    chat_template: a jinja template of conversations, or None.
   """
 
   _FIRST_BYTE = 3  # After pad, bos and eos.
 
-  def __init__(self, symbols: Sequence[str] = ()):
+  def __init__(
+    self,
+    symbols: Sequence[str] = (),
+    settings: special.Settings | None = None,
+  ):
+    """Takes symbols and what the tokenizer's directory says beside them."""
     self._symbols = tuple(symbols)
+    self._settings = settings or special.Settings()
     if len(set(self._symbols)) < len(self._symbols) or "" in self._symbols:
       raise ValueError(f"Symbols must differ and not be empty: {symbols}.")
     self.pad_id = 0
@@ -91,19 +150,15 @@ class ByteTokenizer:
     self.eos_ids: tuple[int, ...] = (2,)
     first = self._FIRST_BYTE + 256
     self.vocab_size = first + len(self._symbols)
+    self.special_tokens = {"bos_token": "<s>", "eos_token": "</s>"}
+    self.chat_template = self._settings.chat_template
     self._ids = {s: first + i for i, s in enumerate(self._symbols)}
-    # Longer symbols first, so that one may begin with another.
-    ordered = sorted(self._symbols, key=len, reverse=True)
-    self._split = (
-      re.compile("(" + "|".join(map(re.escape, ordered)) + ")")
-      if ordered
-      else None
-    )
+    self._split = _any_of(self._symbols)
 
   def encode(self, text: str) -> list[int]:
     """Ids of the text alone, without special tokens."""
     ids = []
-    for part in self._split.split(text) if self._split else (text,):
+    for part in self._split.split(text):
       if part in self._ids:
         ids.append(self._ids[part])
       else:
@@ -115,6 +170,18 @@ class ByteTokenizer:
     """Ids of each text."""
     return [self.encode(text) for text in texts]
 
+  def encode_chat(self, text: str) -> tuple[list[int], list[int]]:
+    """Ids of a rendered conversation, and the character where each begins."""
+
+    def encode(part: str) -> tuple[list[int], list[int]]:
+      ids = self.encode(part)
+      sizes = [len(self._bytes(i)) for i in ids]
+      begins = [sum(sizes[:n]) for n in range(len(sizes))]
+      return ids, _characters(part, begins)
+
+    special_ids = {"<s>": self.bos_id, "</s>": self.eos_ids[0]}
+    return _encode_between(text, special_ids, encode)
+
   def decode(self, ids: Iterable[SupportsIndex]) -> str:
     """Text of the ids; special and unoccupied ids are dropped."""
     return b"".join(map(self._bytes, ids)).decode("utf-8", "replace")
@@ -124,10 +191,11 @@ class ByteTokenizer:
     return self._bytes(token).decode("utf-8", "backslashreplace")
 
   def save(self, directory: epath.PathLike) -> None:
-    """Writes `tokenizer.json` to the directory."""
+    """Writes `tokenizer.json`, and what stood beside it, to the directory."""
     content = {"kind": "bytes", "symbols": self._symbols}
     path = epath.Path(directory) / _JSON_FILE
-    _write(path, json.dumps(content, ensure_ascii=False).encode())
+    special.write(path, json.dumps(content, ensure_ascii=False).encode())
+    self._settings.save(directory, self.eos_ids)
 
   def _bytes(self, token: SupportsIndex) -> bytes:
     index = int(token) - self._FIRST_BYTE
@@ -138,7 +206,41 @@ class ByteTokenizer:
     return b""
 
 
-Tokenizer = SentencePieceTokenizer | ByteTokenizer
+Tokenizer = (
+  SentencePieceTokenizer | ByteTokenizer | huggingface.HuggingFaceTokenizer
+)
+
+
+class IncrementalDecoder:
+  """Text of tokens as they come; never a part of a character.
+
+  What `push` returned so far, with `flush` at the end, is the text that
+  `decode` gives for all the tokens.
+  """
+
+  def __init__(self, tokenizer: Tokenizer):
+    self._tokenizer = tokenizer
+    self._ids: list[int] = []  # From the last token that had a text.
+    self._returned = 0  # Characters of their text.
+
+  def push(self, token: SupportsIndex) -> str:
+    """Text that is certain now; "" inside a character of several tokens."""
+    self._ids.append(int(token))
+    text = self._tokenizer.decode(self._ids)
+    # Bytes of a character whose end is missing decode to this one.
+    whole = text.rstrip("\ufffd")
+    new = whole[self._returned :]
+    self._returned = max(self._returned, len(whole))
+    # What stands before a token decides whether it begins with a blank, so one
+    # with text stays.
+    last = self._tokenizer.decode(self._ids[-1:])
+    if whole == text and last:
+      self._ids, self._returned = self._ids[-1:], len(last)
+    return new
+
+  def flush(self) -> str:
+    """What is left: a character whose end never came."""
+    return self._tokenizer.decode(self._ids)[self._returned :]
 
 
 def train_sentencepiece(
@@ -205,33 +307,70 @@ def train_sentencepiece(
 
 
 def load(directory: epath.PathLike) -> Tokenizer:
-  """The tokenizer that `save` wrote to the directory.
+  """The tokenizer of a directory, by its own files.
+
+  Those are `tokenizer.json`, else `tokenizer.model` of sentencepiece, else
+  `vocab.json` with `merges.txt`; special tokens, stop tokens and the chat
+  template come from the files beside them (`data/special.py`).
 
   Raises:
-    FileNotFoundError: neither `tokenizer.model` nor `tokenizer.json` is there.
-    ValueError: `tokenizer.json` is of a kind that is not supported.
+    FileNotFoundError: none of these is there.
+    ValueError: a file that cannot be read, or that lacks what is needed.
   """
   directory = epath.Path(directory)
-  model, description = directory / _MODEL_FILE, directory / _JSON_FILE
-  if model.exists():
-    return SentencePieceTokenizer(model.read_bytes())
-  if not description.exists():
-    raise FileNotFoundError(
-      f"No tokenizer in {directory}: neither {_MODEL_FILE} nor {_JSON_FILE}."
-    )
-  content = json.loads(description.read_text())
-  kind = content.get("kind", "Hugging Face" if "model" in content else None)
-  if kind != "bytes":
-    raise ValueError(
-      f"{description} describes a tokenizer of kind {kind!r}; supported are "
-      f"sentencepiece ({_MODEL_FILE}) and kind 'bytes'."
-    )
-  return ByteTokenizer(content["symbols"])
+  settings = special.read(directory)
+  names = (_JSON_FILE, _MODEL_FILE, *_MERGES_FILES)
+  there = {name for name in names if (directory / name).exists()}
+  try:
+    if _JSON_FILE in there:
+      content = (directory / _JSON_FILE).read_bytes()
+      described = json.loads(content)
+      if described.get("kind") == "bytes":
+        return ByteTokenizer(described["symbols"], settings)
+      return huggingface.from_json(content, settings)
+    if _MODEL_FILE in there:
+      content = (directory / _MODEL_FILE).read_bytes()
+      return SentencePieceTokenizer(content, settings)
+    if there.issuperset(_MERGES_FILES):
+      files = ((directory / name).read_bytes() for name in _MERGES_FILES)
+      return huggingface.from_merges(*files, settings)
+  except ValueError as error:
+    raise ValueError(f"The tokenizer in {directory}: {error}") from error
+  raise FileNotFoundError(
+    f"No tokenizer in {directory}: neither {_JSON_FILE} nor {_MODEL_FILE} nor"
+    f" {' with '.join(_MERGES_FILES)}."
+  )
 
 
-def _write(path: epath.Path, content: bytes) -> None:
-  """Writes a file at once, so that no reader ever sees half of it."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + ".partial")
-  partial.write_bytes(content)
-  partial.replace(path)
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+  """A pattern that splits at any of the texts; at none if there are none."""
+  # Longer ones first, so that one may begin with another.
+  ordered = sorted(texts, key=len, reverse=True)
+  return re.compile("(" + ("|".join(map(re.escape, ordered)) or "(?!)") + ")")
+
+
+def _encode_between(
+  text: str,
+  special_ids: Mapping[str, int],
+  encode: Callable[[str], tuple[list[int], list[int]]],
+) -> tuple[list[int], list[int]]:
+  """Ids of special tokens and of the text between; where each begins."""
+  ids, starts, offset = [], [], 0
+  for part in re.split(_any_of(special_ids), text):
+    if part in special_ids:
+      ids.append(special_ids[part])
+      starts.append(offset)
+    elif part:
+      more, begins = encode(part)
+      ids += more
+      starts += [offset + begin for begin in begins]
+    offset += len(part)
+  return ids, starts
+
+
+def _characters(text: str, begins: Sequence[int]) -> list[int]:
+  """The characters to which bytes of the text's UTF-8 belong."""
+  of_byte = []
+  for i, character in enumerate(text):
+    of_byte += [i] * len(character.encode("utf-8", "replace"))
+  return [of_byte[min(b, len(of_byte) - 1)] for b in begins]
