@@ -8,7 +8,8 @@ base mostly guesses; trained, it tries pairs and checks each before it answers.
 
   experiments/r1_zero.py:smoke        two steps, to see that everything runs
   experiments/r1_zero.py:gsm8k        the real GSM8K, on a small base of its own
-  experiments/r1_zero.py:base=DIR     on the checkpoint of another run
+  experiments/r1_zero.py:base=DIR     on the checkpoint of another run, or on a
+                                      directory of Hugging Face
   experiments/r1_zero.py:qwen2.5-7b   the paper's hyperparameters
 """
 
@@ -87,8 +88,8 @@ def gsm8k():
 def paper(arg):
   """DeepSeek-R1-Zero's hyperparameters (arXiv 2501.12948) on GSM8K.
 
-  Not run so far: it wants accelerators, and `base=DIR` must be the directory of
-  a run of this project; Hugging Face checkpoints cannot be read yet.
+  Not run so far: it wants accelerators. The base model is the Hugging Face
+  directory `base=DIR`, by default checkpoints/qwen2.5-7b for that model.
   """
   c = configs.rl()
   c.seed = arg.seed

@@ -15,6 +15,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from grpo_jax.models import hf
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
@@ -134,21 +135,38 @@ def save_model(workdir: str | os.PathLike, cfg: ModelConfig) -> None:
   write_text(pathlib.Path(workdir) / "model.json", text + "\n")
 
 
+def is_source(path: str | os.PathLike) -> bool:
+  """Returns whether there is a model: of a run, or one of Hugging Face."""
+  return (pathlib.Path(path) / CHECKPOINTS).is_dir() or hf.is_checkpoint(path)
+
+
+def tokenizer_directory(source: str | os.PathLike) -> pathlib.Path:
+  """Returns where the tokenizer of a source is."""
+  source = pathlib.Path(source)
+  return source if hf.is_checkpoint(source) else source / "tokenizer"
+
+
 def load_policy(
-  workdir: str | os.PathLike, mesh: Mesh, **overrides: Any
+  source: str | os.PathLike, mesh: Mesh, **overrides: Any
 ) -> tuple[ModelConfig, Params, int]:
   """Returns model, parameters and step of a run's newest checkpoint.
 
+  A directory of Hugging Face is at step 0.
+
   Args:
-    workdir: of the run.
+    source: directory of a run, or one of Hugging Face.
     mesh: to place the parameters on.
     **overrides: fields of ModelConfig that change how, not what, is computed:
       dtype, remat, head_chunk.
 
   Raises:
     FileNotFoundError: the directory holds no finished checkpoint.
+    ValueError: as `hf.load`.
   """
-  workdir = pathlib.Path(workdir).absolute()
+  if hf.is_checkpoint(source):
+    cfg, params = hf.load(source, mesh=mesh)
+    return dataclasses.replace(cfg, **overrides), params, 0
+  workdir = pathlib.Path(source).absolute()
   path = workdir / "model.json"
   step = None
   if path.exists() and (workdir / CHECKPOINTS).is_dir():

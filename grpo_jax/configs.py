@@ -310,13 +310,16 @@ def rl() -> config_dict.ConfigDict:
   """The rl stage, with DeepSeek-R1-Zero's hyperparameters where it has them."""
   c = _common("rl")
   c.total_steps = 10_400
-  # The directory of the run whose newest checkpoint is the base model; empty
-  # where `pretrain` says how to make one in this run's own directory.
+  # The directory of the base model: of Hugging Face, or of a run, whose newest
+  # checkpoint it is. Empty where `pretrain` says how to make one in this run's
+  # own directory.
   c.source = ""
   c.pretrain = None
   # How the source's model is computed, not what it is.
   c.model = dict(dtype="bfloat16", remat="full", head_chunk=2048)
   c.data = dict(name="gsm8k", split="train")
+  # `template`: a name in `data.prompts.TEMPLATES`, a file, or "chat" for the
+  # chat template of the source's tokenizer.
   c.prompts = dict(template="r1_zero", num_prompts=32, prompt_slots=512)
   c.sampling = dict(
     group_size=16,
@@ -356,13 +359,24 @@ def rl() -> config_dict.ConfigDict:
 
 
 def evaluate() -> config_dict.ConfigDict:
-  """The evaluate stage: pass@1 of another run's newest checkpoint."""
+  """The evaluate stage: pass@1 of a run's newest checkpoint, or of a model."""
   c = _common("evaluate")
   c.source = ""
   c.model = dict(dtype="bfloat16")
   c.prompts = dict(template="r1_zero")
   c.evaluate = rl().evaluate
   del c.evaluate.every
+  return c
+
+
+def export() -> config_dict.ConfigDict:
+  """The export stage: a run's newest checkpoint as a Hugging Face directory."""
+  c = config_dict.ConfigDict()
+  c.stage = "export"
+  c.mesh = _common("export").mesh
+  c.source = ""
+  # What `models.hf.save` reads.
+  c.save = dict(dtype="bfloat16", max_shard_bytes=5_000_000_000)
   return c
 
 

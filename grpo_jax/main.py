@@ -13,12 +13,13 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from grpo_jax import allocator, configs
-from grpo_jax.stages import evaluate, pretrain, rl
+from grpo_jax.stages import evaluate, export, pretrain, rl
 
 STAGES = {
   "pretrain": pretrain.run,
   "rl": rl.run,
   "evaluate": evaluate.run,
+  "export": export.run,
 }
 
 _CONFIG = config_flags.DEFINE_config_file(

@@ -9,6 +9,7 @@ import grain
 import numpy as np
 from etils import epath
 
+from grpo_jax.data import chat
 from grpo_jax.data import tokenizer as tokenizers
 from grpo_jax.types import Problem, PromptBatch
 
@@ -30,19 +31,30 @@ TEMPLATES = {
 }
 
 
-def read_template(name_or_path: str) -> str:
+# In place of a template: the question is one message under the tokenizer's own
+# chat template.
+CHAT = "chat"
+
+
+def read_template(name_or_path: str, *, chat_too: bool = False) -> str:
   """A template of `TEMPLATES` by its name, or the text of a file.
+
+  Args:
+    name_or_path: a name or a file.
+    chat_too: whether `CHAT` will do as well, which only `ask` understands.
 
   Raises:
     ValueError: neither a name nor a file, or no `{question}` in it.
   """
+  if name_or_path == CHAT and chat_too:
+    return CHAT
   if name_or_path in TEMPLATES:
     return TEMPLATES[name_or_path]
   path = epath.Path(name_or_path)
   if not path.is_file():
     raise ValueError(
       f"Template {name_or_path!r} is neither a file nor one of "
-      f"{', '.join(TEMPLATES)}."
+      f"{', '.join((*TEMPLATES, CHAT) if chat_too else TEMPLATES)}."
     )
   template = path.read_text()
   if "{question}" not in template:
@@ -55,6 +67,38 @@ def fill(template: str, problem: Problem) -> Problem:
   return problem._replace(
     prompt=template.replace("{question}", problem.question)
   )
+
+
+def ask(
+  problems: Sequence[Problem],
+  template: str,
+  tokenizer: tokenizers.Tokenizer,
+  slots: int,
+) -> tuple[list[Problem], list[np.ndarray]]:
+  """The problems with their prompts, and the ids of each prompt.
+
+  Args:
+    problems: each has a question.
+    template: what `read_template` returned.
+    tokenizer: of the policy.
+    slots: S, how many tokens a prompt may have.
+
+  Raises:
+    ValueError: a prompt is longer than its slots, or empty; or `CHAT` is asked
+      for and the tokenizer has no chat template.
+  """
+  if template != CHAT:
+    filled = [fill(template, problem) for problem in problems]
+    texts = [problem.prompt for problem in filled]
+    return filled, encode_prompts(texts, tokenizer, slots)
+  filled, ids = [], []
+  for problem in problems:
+    message = {"role": "user", "content": problem.question}
+    text = chat.render(tokenizer, [message], add_generation_prompt=True)
+    filled.append(problem._replace(prompt=text))
+    # The template itself writes what begins a sequence.
+    ids.append(_checked(text, tokenizer.encode_chat(text)[0], slots))
+  return filled, ids
 
 
 def encode_prompts(
@@ -71,18 +115,11 @@ def encode_prompts(
     ValueError: a prompt is longer than its slots, or empty.
   """
   begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-  prompts = []
-  for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-    ids = begin + ids
-    if len(ids) > slots:
-      raise ValueError(
-        f"The prompt {_shortened(text)!r} has {len(ids)} tokens, but "
-        f"prompt_slots={slots}."
-      )
-    if not ids:
-      raise ValueError(f"The prompt {text!r} has no tokens.")
-    prompts.append(np.asarray(ids, np.int32))
-  return prompts
+  encoded = tokenizer.encode_batch(texts)
+  return [
+    _checked(text, begin + ids, slots)
+    for text, ids in zip(texts, encoded, strict=True)
+  ]
 
 
 def pad_prompts(
@@ -141,7 +178,7 @@ class PromptSource:
     Args:
       problems: at random access; each `prompt` is filled in here.
       tokenizer: of the policy.
-      template: text with `{question}` in it.
+      template: what `read_template` returned.
       num_prompts: P, how many prompts a step has.
       prompt_slots: S.
       seed: of the order.
@@ -153,9 +190,8 @@ class PromptSource:
       raise ValueError("There are no problems to draw prompts from.")
     if num_prompts < 1:
       raise ValueError(f"{num_prompts=} must be at least 1.")
-    self._problems = [fill(template, p) for p in problems]
-    self._prompts = encode_prompts(
-      [p.prompt for p in self._problems], tokenizer, prompt_slots
+    self._problems, self._prompts = ask(
+      problems, template, tokenizer, prompt_slots
     )
     self._order = (
       grain.MapDataset.range(len(self._problems)).shuffle(seed).repeat()
@@ -173,6 +209,18 @@ class PromptSource:
     rows = [self._prompts[i] for i in chosen]
     batch = pad_prompts(rows, self._tokenizer, self._slots)
     return batch, [self._problems[i] for i in chosen]
+
+
+def _checked(text: str, ids: list[int], slots: int) -> np.ndarray:
+  """The ids of a prompt, if there are any and they fit."""
+  if len(ids) > slots:
+    raise ValueError(
+      f"The prompt {_shortened(text)!r} has {len(ids)} tokens, but "
+      f"prompt_slots={slots}."
+    )
+  if not ids:
+    raise ValueError(f"The prompt {text!r} has no tokens.")
+  return np.asarray(ids, np.int32)
 
 
 def _shortened(text: str, limit: int = 80) -> str:

@@ -196,6 +196,12 @@ def _tensor(entry, path, ours, index=(), **numbers) -> Tensor:
   return Tensor(name.format(**numbers), shape, path, index, ours, inputs)
 
 
+def is_checkpoint(path: str | os.PathLike) -> bool:
+  """Returns whether a directory is one of Hugging Face, by its config.json."""
+  file = pathlib.Path(path) / "config.json"
+  return file.exists() and "model_type" in _read_json(file)
+
+
 def read_config(path: str | os.PathLike) -> ModelConfig:
   """Returns the model that a directory's `config.json` describes.
 
@@ -289,8 +295,7 @@ def save(
       Face has such a model.
   """
   path = pathlib.Path(path)
-  if path.exists() and (not path.is_dir() or any(path.iterdir())):
-    raise ValueError(f"{path} is not empty; give another directory to save to.")
+  check_target(path)
   flat = traverse_util.flatten_dict(params)
   types = {
     leaf: jnp.dtype(
@@ -343,6 +348,13 @@ def save(
   if path.exists():
     path.rmdir()
   partial.rename(path)
+
+
+def check_target(path: str | os.PathLike) -> None:
+  """Raises ValueError unless `save` may write to the directory."""
+  path = pathlib.Path(path)
+  if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    raise ValueError(f"{path} is not empty; give another directory to save to.")
 
 
 def _float8_block(config: Mapping[str, Any]) -> tuple[int, int] | None:

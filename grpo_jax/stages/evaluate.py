@@ -46,21 +46,19 @@ def make_questions(
     section: `config.evaluate`: `data`, `prompt_slots`, `prompts_per_batch` and
       `sampling`.
     tok: of the policy.
-    template: text with `{question}` in it.
+    template: what `prompts.read_template` returned.
     data_dir: where prepared datasets are kept.
 
   Raises:
     ValueError: a prompt is longer than its slots, or a dataset has no problems.
   """
-  problems = [
-    prompts.fill(template, problem)
-    for problem in datasets.load(**section["data"], data_dir=data_dir)
-  ]
-  texts = [problem.prompt for problem in problems]
+  problems = datasets.load(**section["data"], data_dir=data_dir)
+  slots = section["prompt_slots"]
+  problems, encoded = prompts.ask(problems, template, tok, slots)
   return Questions(
     problems,
-    prompts.encode_prompts(texts, tok, section["prompt_slots"]),
-    section["prompt_slots"],
+    encoded,
+    slots,
     min(section["prompts_per_batch"], len(problems)),
     decode.SamplingParams(**section["sampling"]),
   )
@@ -139,16 +137,19 @@ def completion_texts(
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
-  """Evaluates the newest checkpoint of `config.source`, and writes results."""
+  """Evaluates the newest checkpoint of `config.source`, and writes results.
+
+  `config.source` is the directory of a run, or one of Hugging Face.
+  """
   configs.check_fields(config, configs.evaluate(), free=("data", "sampling"))
   configs.check_section(
     "evaluate.sampling", config.evaluate.sampling, decode.SamplingParams
   )
-  template = prompts.read_template(config.prompts.template)
+  template = prompts.read_template(config.prompts.template, chat_too=True)
   data_dir = pathlib.Path(config.data_dir).expanduser()
   mesh = sharding.make_mesh(config.mesh)
   jax.set_mesh(mesh)
-  tok = tokenizer.load(pathlib.Path(config.source) / "tokenizer")
+  tok = tokenizer.load(checkpoint.tokenizer_directory(config.source))
   questions = make_questions(config.evaluate, tok, template, data_dir)
   checkpoint.claim(workdir, config.to_dict())
   cfg, params, step = checkpoint.load_policy(

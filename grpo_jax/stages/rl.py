@@ -59,13 +59,13 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     sharding.split_rows(
       mesh, config.prompts.num_prompts // parts, sampling.group_size
     )
+  template = prompts.read_template(config.prompts.template, chat_too=True)
   data_dir = pathlib.Path(config.data_dir).expanduser()
-  template = prompts.read_template(config.prompts.template)
   problems = datasets.load(**config.data, data_dir=data_dir)
   source = base_model(config, workdir)
   if source is None:
     return False
-  tok = tokenizer.load(source / "tokenizer")
+  tok = tokenizer.load(checkpoint.tokenizer_directory(source))
   batches = prompts.PromptSource(
     problems,
     tok,
@@ -268,7 +268,7 @@ def loss_fn(
 def base_model(
   config: ConfigDict, workdir: pathlib.Path
 ) -> pathlib.Path | None:
-  """Returns the directory of the base model's run, made here if so configured.
+  """Returns the directory of the base model, made here if so configured.
 
   None where making it was stopped.
   """
@@ -310,11 +310,11 @@ def check(config: ConfigDict) -> None:
   source = pathlib.Path(config.source)
   if config.pretrain:
     pretrain.check(config.pretrain)
-  elif not (source / checkpoint.CHECKPOINTS).is_dir():
+  elif not checkpoint.is_source(source):
     raise FileNotFoundError(
       f"No base model in {config.source!r}: make one with `python -m"
       f" grpo_jax.main --config=experiments/pretrain.py --workdir={source}`,"
-      " or give --config.source=DIRECTORY."
+      " or give --config.source=DIRECTORY, of a run or of Hugging Face."
     )
   combine.check(dict(config.rewards))
   sampling = decode.SamplingParams(**config.sampling)

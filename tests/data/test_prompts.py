@@ -136,3 +136,27 @@ def test_the_template_of_r1_zero_reads_as_in_the_paper():
     "i.e., <think> reasoning process here </think> <answer> answer here"
     " </answer>. User: What is 1+1?. Assistant:"
   )
+
+
+def test_a_chat_template_asks_as_its_author_does(tmp_path):
+  tokenizer.ByteTokenizer().save(tmp_path)
+  (tmp_path / "chat_template.jinja").write_text(
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}"
+    "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+  )
+  tok = tokenizer.load(tmp_path)
+  template = prompts.read_template("chat", chat_too=True)
+  (problem,), (ids,) = prompts.ask(problems(1), template, tok, 99)
+  text = f"[user]{problem.question}[assistant]"
+  assert problem.prompt == f"<s>{text}"
+  assert ids.tolist() == [tok.bos_id, *tok.encode(text)]
+  with pytest.raises(ValueError, match="prompt_slots=4"):
+    prompts.ask(problems(1), template, tok, 4)
+
+
+def test_a_chat_template_that_is_not_there_or_not_wanted_is_an_error():
+  template = prompts.read_template("chat", chat_too=True)
+  with pytest.raises(ValueError, match="has no chat template"):
+    prompts.ask(problems(1), template, TOKENIZER, 99)
+  with pytest.raises(ValueError, match="'chat' is neither a file nor one of"):
+    prompts.read_template("chat")

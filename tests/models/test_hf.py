@@ -8,6 +8,7 @@ import logging
 import pathlib
 import shutil
 
+import helpers
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -21,7 +22,6 @@ from grpo_jax import masking
 from grpo_jax.models import heads, hf, tensor_files, transformer
 from grpo_jax.sampling import decode
 from grpo_jax.types import PromptBatch
-from tests import helpers
 
 _SIZES = dict(
   vocab_size=96,

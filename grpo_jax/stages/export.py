@@ -1,0 +1,35 @@
+"""A run's newest checkpoint as a directory of Hugging Face."""
+
+import pathlib
+
+import jax
+from ml_collections import ConfigDict
+
+from grpo_jax import checkpoint, configs, sharding
+from grpo_jax.data import tokenizer
+from grpo_jax.models import config as config_lib
+from grpo_jax.models import hf
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Writes the policy of `config.source` to `workdir`, with its tokenizer.
+
+  Raises:
+    ValueError: a field of the config is unknown, there is something in
+      `workdir`, or no family of Hugging Face has such a model.
+    FileNotFoundError: `config.source` holds no model.
+  """
+  configs.check_fields(config, configs.export())
+  configs.check_section("save", config.save, hf.save)
+  if config.save.dtype not in (None, *config_lib.DTYPES):
+    raise ValueError(
+      f"config.save.dtype={config.save.dtype!r} must be one of"
+      f" {config_lib.DTYPES}."
+    )
+  hf.check_target(workdir)
+  tok = tokenizer.load(checkpoint.tokenizer_directory(config.source))
+  mesh = sharding.make_mesh(config.mesh)
+  jax.set_mesh(mesh)
+  cfg, params, step = checkpoint.load_policy(config.source, mesh)
+  hf.save(workdir, cfg, params, tok, **config.save)
+  print(f"The policy after step {step} of {config.source} is in {workdir}.")
