@@ -30,7 +30,8 @@ rollout = decode.sample(
   eos_ids=tok.eos_ids,
 )
 stats = scoring.score_completions(
-  params, cfg, *prompts, rollout.tokens, rollout.completion_mask
+  params, cfg, prompts.tokens, prompts.mask, rollout.tokens,
+  rollout.completion_mask,
 )
 print([tok.decode(row) for row in rollout.tokens[0]])
 
@@ -44,14 +45,14 @@ for name in sorted(sys.modules):
 
 def test_models_and_checkpoints_need_neither_stages_nor_datasets(tmp_path):
   tok = tokenizer.ByteTokenizer()
-  cfg = helpers.tiny(vocab_size=264, qk_norm=False)
+  cfg = helpers.tiny(vocab_size=264, qkv_bias=False)
   hf.save(tmp_path / "model", cfg, helpers.make_params(cfg), tok)
   done = subprocess.run(
     [sys.executable, "-c", _PROGRAM, str(tmp_path / "model")],
-    check=True,
     capture_output=True,
     text=True,
   )
+  assert done.returncode == 0, done.stderr
   found = set(done.stdout.split("MODULES")[1].split())
   assert "grpo_jax.models.hf" in found
   ours = {name.split(".")[1] for name in found if name.startswith("grpo_jax.")}
