@@ -33,7 +33,7 @@ setuptools.setup(
     "sentencepiece>=0.2.3,<0.3",
     # Hugging Face checkpoints: their tokenizers, chat templates and weights.
     # jinja2 before 3.1.6 has known ways out of its sandbox.
-    "tokenizers>=0.22,<0.24",
+    "tokenizers>=0.23,<0.24",
     "jinja2>=3.1.6,<4",
     "safetensors>=0.8,<0.9",
     "ml_dtypes>=0.5",
@@ -54,7 +54,7 @@ setuptools.setup(
       # https://download.pytorch.org/whl/cpu` first gives the small build, which
       # these bounds accept.
       "torch>=2.6,<3",
-      "transformers>=5.2,<6",
+      "transformers>=5.23,<6",
     ],
   },
 )
