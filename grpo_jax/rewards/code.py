@@ -1,0 +1,307 @@
+"""The code reward: a completion's program against unit tests, in a sandbox.
+
+Tests are asserts about functions that the program defines (HumanEval, MBPP) or
+cases of input and output of a whole program. A problem's reference answer holds
+them as JSON; see `parse_tests`.
+
+A program cannot pass by what it does beside computing: the asserts run in a
+process of their own, in another sandbox, and ask the program's process for
+values through a pipe (see `sandbox.calls`); expected outputs never leave our
+process. Exiting early, an `__eq__` that is always true, replaced built-ins,
+written results and searched memory change nothing. What remains to a program
+that does not solve the problem: to know the tests by heart, from a prompt that
+shows them or from training data; and to pass tests that are weak.
+"""
+
+import ast
+import concurrent.futures
+import contextlib
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from grpo_jax import types
+from grpo_jax.rewards import answer, format, sandbox, terms
+from grpo_jax.rewards.sandbox import calls
+
+OUTCOMES = ("passed", "failed", "timed_out", "no_program")
+
+_FENCE = re.compile(
+  r"^[ \t]*```[ \t]*(?P<language>[\w+-]*)[ \t]*\n(?P<body>.*?)^[ \t]*```[ \t]*$",
+  re.MULTILINE | re.DOTALL,
+)
+_CALLS = pathlib.Path(calls.__file__).read_text(encoding="utf-8")
+# The examiner outlives a program that uses up its time.
+_EXAMINER_SECONDS = 2.0
+
+
+class Asserts(NamedTuple):
+  """Tests of functions.
+
+  Attributes:
+    asserts: Python source; each assert statement is one test.
+    names: what the tests take from the program.
+    preamble: source that the tests need, and that stands before the program,
+      such as the start of the program in HumanEval.
+    setup: source that runs after the program and may use what it defines.
+  """
+
+  asserts: str
+  names: list[str]
+  preamble: str = ""
+  setup: str = ""
+
+
+class Cases(NamedTuple):
+  """Tests of a whole program: standard input and the output expected."""
+
+  cases: list[tuple[str, str]]
+
+
+class Result(NamedTuple):
+  """What became of one program: one of `OUTCOMES`, and its tests."""
+
+  outcome: str
+  passed: int
+  total: int
+
+
+def unit_tests(
+  problems: Sequence[types.Problem],
+  completions: Sequence[str],
+  *,
+  partial: bool = True,
+  isolation: str = "namespaces",
+  cpu_seconds: int = 5,
+  wall_seconds: float = 10.0,
+  memory_mb: int = 512,
+  workers: int = 0,
+) -> terms.Result:
+  """The share of unit tests that a completion's program passes, 0 to 1.
+
+  None where a problem has no tests. Each outcome is logged under its name.
+
+  Args:
+    problems: B problems; see `parse_tests` for their answers.
+    completions: B texts; see `extract` for where the program is.
+    partial: False for 1 where all tests pass and otherwise 0, as in
+      DeepSeek-R1, https://arxiv.org/abs/2501.12948 section 2.2.
+    isolation: "namespaces", or "limits" where that is enough; see `sandbox`.
+    cpu_seconds: processor time of a program.
+    wall_seconds: time of a program from start to end.
+    memory_mb: memory of each of a program's processes, MiB.
+    workers: programs that run at a time; 0 for one on each core.
+
+  Raises:
+    ValueError: there is no such isolation, or a limit is not above 0.
+    sandbox.IsolationError: this machine does not give the isolation.
+  """
+  limits = sandbox.Limits(
+    cpu_seconds=cpu_seconds, wall_seconds=wall_seconds, memory_mb=memory_mb
+  )
+  if not all(limit > 0 for limit in limits) or workers < 0:
+    raise ValueError(f"Limits must be above 0, not {limits}; {workers=}.")
+  sandbox.check(isolation)
+
+  def grade(problem, completion):
+    tests = parse_tests(problem.answer)
+    if tests is None:
+      return None
+    program = extract(problem, completion)
+    return run(program, tests, limits=limits, isolation=isolation)
+
+  workers = workers or len(os.sched_getaffinity(0))
+  with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+    results = list(pool.map(grade, problems, completions))
+  return terms.Result(
+    [
+      result and (result.passed / result.total if partial else 0.0)
+      if result and result.outcome != "passed"
+      else result and 1.0
+      for result in results
+    ],
+    {
+      outcome: [result and result.outcome == outcome for result in results]
+      for outcome in OUTCOMES
+    },
+  )
+
+
+def extract(problem: types.Problem, completion: str) -> str | None:
+  """The program: the last fenced block of the answer, or the whole answer.
+
+  The answer is what the answer tags hold; without such tags what follows the
+  thinking. Blocks of another language than Python do not count. Without a
+  fence the answer is the program where it stands in tags and is Python.
+  """
+  pieces = format.split_tags(problem, completion)
+  tags = pieces[1::2]
+  tagged = "<answer>" in tags or "</answer>" in tags
+  if tagged:
+    text = answer.tagged_answer(problem, completion)
+  else:
+    text = None if tags[-1:] == ["<think>"] else pieces[-1]
+  if text is None:
+    return None
+  blocks = [
+    match["body"]
+    for match in _FENCE.finditer(text + "\n")
+    if match["language"].lower() in ("", "py", "python", "python3")
+  ]
+  if blocks:
+    return blocks[-1]
+  if tagged and "```" not in text and text.strip():
+    return text
+  return None
+
+
+def parse_tests(reference: str) -> Asserts | Cases | None:
+  """The tests in a reference answer; None where it holds none.
+
+  Either {"asserts": "assert f(1) == 2", "names": ["f"]}, perhaps with
+  "preamble" and "setup" (see `Asserts`), or {"cases": [["1 2", "3"], ...]}.
+  """
+  try:
+    fields = json.loads(reference)
+    tests = (Cases if "cases" in fields else Asserts)(**fields)
+    if isinstance(tests, Cases):
+      return Cases([(str(i), str(o)) for i, o in tests.cases]) if tests.cases else None
+    return tests if calls.count_asserts(tests.asserts) else None
+  except (TypeError, ValueError, SyntaxError, AttributeError):
+    return None
+
+
+def run(
+  program: str | None,
+  tests: Asserts | Cases,
+  *,
+  limits: sandbox.Limits,
+  isolation: str = "namespaces",
+) -> Result:
+  """Runs one program against its tests.
+
+  A case passes where the program ends with status 0 and has written what is
+  expected, blanks at the ends of lines and of the output aside.
+  """
+  grade = _run_cases if isinstance(tests, Cases) else _run_asserts
+  total = (
+    len(tests.cases)
+    if isinstance(tests, Cases)
+    else calls.count_asserts(tests.asserts)
+  )
+  if not program or "\0" in program:
+    return Result("no_program", 0, total)
+  passed, timed_out = grade(program, tests, limits, isolation)
+  if passed == total:
+    return Result("passed", passed, total)
+  return Result("timed_out" if timed_out else "failed", passed, total)
+
+
+def _run_cases(program, tests, limits, isolation):
+  passed, timed_out = 0, False
+  for given, expected in tests.cases:
+    ended = sandbox.Sandbox(
+      {"program.py": program},
+      ["program.py"],
+      stdin=given.encode(errors="surrogatepass"),
+      limits=limits,
+      isolation=isolation,
+    ).wait()
+    output = ended.output.decode(errors="replace")
+    passed += ended.exit == 0 and _lines(output) == _lines(expected)
+    timed_out |= ended.timed_out
+  return passed, timed_out
+
+
+def _lines(text: str) -> list[str]:
+  return [line.rstrip() for line in text.rstrip().splitlines()]
+
+
+def _run_asserts(program, tests, limits, isolation):
+  source = f"{tests.preamble}\n{program}"
+  calls_r, calls_w = os.pipe()
+  replies_r, replies_w = os.pipe()
+  with contextlib.ExitStack() as stack:
+    for fd in (calls_r, calls_w, replies_r, replies_w):
+      stack.callback(os.close, fd)
+    examined = _role(
+      "program",
+      {"program": source, "setup": tests.setup},
+      (calls_r, replies_w),
+      limits,
+      isolation,
+    )
+    try:
+      examiner = _role(
+        "examiner",
+        tests._asdict(),
+        (replies_r, calls_w),
+        limits._replace(wall_seconds=limits.wall_seconds + _EXAMINER_SECONDS),
+        isolation,
+      )
+    except BaseException:
+      examined.kill()
+      raise
+  ended = examiner.wait()
+  timed_out = examined.kill().timed_out
+  lines = set(ended.output.decode().splitlines())
+  held = {line[1:] for line in lines if line.startswith("+")}
+  return len(held - {line[1:] for line in lines if line.startswith("-")}), timed_out
+
+
+def _role(role, order, channel, limits, isolation):
+  return sandbox.Sandbox(
+    {"calls.py": _CALLS},
+    ["calls.py", role, *map(str, channel)],
+    stdin=json.dumps(order).encode(),
+    limits=limits,
+    isolation=isolation,
+    channel=channel,
+  )
+
+
+def human_eval(record: Mapping[str, Any]) -> str:
+  """The reference answer for a line of HumanEval, arXiv 2107.03374.
+
+  A completion may be the whole function or, as there, what follows its start.
+  """
+  name = record["entry_point"]
+  return json.dumps(
+    Asserts(
+      f"{record['test']}\ncheck({name})", [name], record["prompt"]
+    )._asdict()
+  )
+
+
+def mbpp(record: Mapping[str, Any]) -> str:
+  """The reference answer for a line of MBPP, arXiv 2108.07732.
+
+  The tests take from the program the names that the reference program defines
+  or the setup code assigns; modules that they name are imported for them.
+  """
+  asserts = "\n".join(record["test_list"])
+  setup = record["test_setup_code"]
+  defined = {
+    name
+    for node in ast.walk(ast.parse(f"{record['code']}\n{setup}"))
+    for name in (
+      [node.name]
+      if isinstance(node, ast.FunctionDef | ast.ClassDef)
+      else [node.id]
+      if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+      else []
+    )
+  }
+  used = {
+    node.id for node in ast.walk(ast.parse(asserts)) if isinstance(node, ast.Name)
+  }
+  imports = re.findall(r"^import \w+", record["code"], re.MULTILINE)
+  imports = [line for line in imports if line.split()[1] in used]
+  return json.dumps(
+    Asserts(
+      asserts, sorted(used & defined), "\n".join(imports), setup
+    )._asdict()
+  )
