@@ -37,6 +37,8 @@ setuptools.setup(
     "jinja2>=3.1.6,<4",
     "safetensors>=0.8,<0.9",
     "ml_dtypes>=0.5",
+    # The language of a chain of thought: NumPy alone, 5 MB with its model.
+    "py3langid>=0.4,<0.5",
     # What one sees: the picture of a run, and TensorBoard event files.
     "matplotlib>=3.9,<4",
     "tensorboardX>=2.6.2,<3",

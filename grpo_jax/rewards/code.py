@@ -6,7 +6,7 @@ them as JSON; see `parse_tests`.
 
 A program cannot pass by what it does beside computing: the asserts run in a
 process of their own, in another sandbox, and ask the program's process for
-values through a pipe (see `sandbox.calls`); expected outputs never leave our
+values through a pipe (see `sandbox.wire`); expected outputs never leave our
 process. Exiting early, an `__eq__` that is always true, replaced built-ins,
 written results and searched memory change nothing. What remains to a program
 that does not solve the problem: to know the tests by heart, from a prompt that
@@ -16,6 +16,7 @@ shows them or from training data; and to pass tests that are weak.
 import ast
 import concurrent.futures
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -25,15 +26,14 @@ from typing import Any, NamedTuple
 
 from grpo_jax import types
 from grpo_jax.rewards import answer, format, sandbox, terms
-from grpo_jax.rewards.sandbox import calls
+from grpo_jax.rewards.sandbox import asserts
 
 OUTCOMES = ("passed", "failed", "timed_out", "no_program")
 
-_FENCE = re.compile(
-  r"^[ \t]*```[ \t]*(?P<language>[\w+-]*)[ \t]*\n(?P<body>.*?)^[ \t]*```[ \t]*$",
-  re.MULTILINE | re.DOTALL,
-)
-_CALLS = pathlib.Path(calls.__file__).read_text(encoding="utf-8")
+_ROLES = {
+  "program.py": ("program.py", "wire.py"),
+  "examiner.py": ("examiner.py", "wire.py", "asserts.py"),
+}
 # The examiner outlives a program that uses up its time.
 _EXAMINER_SECONDS = 2.0
 
@@ -76,7 +76,7 @@ def unit_tests(
   partial: bool = True,
   isolation: str = "namespaces",
   cpu_seconds: int = 5,
-  wall_seconds: float = 10.0,
+  wall_seconds: float | int = 10.0,
   memory_mb: int = 512,
   workers: int = 0,
 ) -> terms.Result:
@@ -113,21 +113,20 @@ def unit_tests(
     program = extract(problem, completion)
     return run(program, tests, limits=limits, isolation=isolation)
 
+  def score(result):
+    if result is None:
+      return None
+    share = result.passed / result.total
+    return share if partial else float(share == 1.0)
+
   workers = workers or len(os.sched_getaffinity(0))
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     results = list(pool.map(grade, problems, completions))
-  return terms.Result(
-    [
-      result and (result.passed / result.total if partial else 0.0)
-      if result and result.outcome != "passed"
-      else result and 1.0
-      for result in results
-    ],
-    {
-      outcome: [result and result.outcome == outcome for result in results]
-      for outcome in OUTCOMES
-    },
-  )
+  outcomes = {
+    outcome: [result and result.outcome == outcome for result in results]
+    for outcome in OUTCOMES
+  }
+  return terms.Result([score(result) for result in results], outcomes)
 
 
 def extract(problem: types.Problem, completion: str) -> str | None:
@@ -146,16 +145,29 @@ def extract(problem: types.Problem, completion: str) -> str | None:
     text = None if tags[-1:] == ["<think>"] else pieces[-1]
   if text is None:
     return None
-  blocks = [
-    match["body"]
-    for match in _FENCE.finditer(text + "\n")
-    if match["language"].lower() in ("", "py", "python", "python3")
-  ]
+  blocks = _python_blocks(text)
   if blocks:
     return blocks[-1]
   if tagged and "```" not in text and text.strip():
     return text
   return None
+
+
+def _python_blocks(text: str) -> list[str]:
+  """What stands between fences, of the blocks that are closed."""
+  blocks, language, lines = [], None, []
+  for line in text.split("\n"):
+    mark = line.strip()
+    if language is None:
+      if mark.startswith("```") and "`" not in mark[3:]:
+        language, lines = mark[3:].strip().lower(), []
+    elif mark == "```":
+      if language in ("", "py", "python", "python3"):
+        blocks.append("\n".join(lines) + "\n")
+      language = None
+    else:
+      lines.append(line)
+  return blocks
 
 
 def parse_tests(reference: str) -> Asserts | Cases | None:
@@ -166,10 +178,11 @@ def parse_tests(reference: str) -> Asserts | Cases | None:
   """
   try:
     fields = json.loads(reference)
-    tests = (Cases if "cases" in fields else Asserts)(**fields)
-    if isinstance(tests, Cases):
-      return Cases([(str(i), str(o)) for i, o in tests.cases]) if tests.cases else None
-    return tests if calls.count_asserts(tests.asserts) else None
+    if "cases" in fields:
+      cases = [(str(given), str(wanted)) for given, wanted in fields["cases"]]
+      return Cases(cases) if cases else None
+    tests = Asserts(**fields)
+    return tests if asserts.count(tests.asserts) else None
   except (TypeError, ValueError, SyntaxError, AttributeError):
     return None
 
@@ -190,7 +203,7 @@ def run(
   total = (
     len(tests.cases)
     if isinstance(tests, Cases)
-    else calls.count_asserts(tests.asserts)
+    else asserts.count(tests.asserts)
   )
   if not program or "\0" in program:
     return Result("no_program", 0, total)
@@ -228,7 +241,7 @@ def _run_asserts(program, tests, limits, isolation):
     for fd in (calls_r, calls_w, replies_r, replies_w):
       stack.callback(os.close, fd)
     examined = _role(
-      "program",
+      "program.py",
       {"program": source, "setup": tests.setup},
       (calls_r, replies_w),
       limits,
@@ -236,7 +249,7 @@ def _run_asserts(program, tests, limits, isolation):
     )
     try:
       examiner = _role(
-        "examiner",
+        "examiner.py",
         tests._asdict(),
         (replies_r, calls_w),
         limits._replace(wall_seconds=limits.wall_seconds + _EXAMINER_SECONDS),
@@ -249,18 +262,26 @@ def _run_asserts(program, tests, limits, isolation):
   timed_out = examined.kill().timed_out
   lines = set(ended.output.decode().splitlines())
   held = {line[1:] for line in lines if line.startswith("+")}
-  return len(held - {line[1:] for line in lines if line.startswith("-")}), timed_out
+  return len(
+    held - {line[1:] for line in lines if line.startswith("-")}
+  ), timed_out
 
 
 def _role(role, order, channel, limits, isolation):
   return sandbox.Sandbox(
-    {"calls.py": _CALLS},
-    ["calls.py", role, *map(str, channel)],
+    {name: _source(name) for name in _ROLES[role]},
+    [role, *map(str, channel)],
     stdin=json.dumps(order).encode(),
     limits=limits,
     isolation=isolation,
     channel=channel,
   )
+
+
+@functools.cache
+def _source(name: str) -> str:
+  folder = pathlib.Path(sandbox.__file__).parent
+  return (folder / name).read_text(encoding="utf-8")
 
 
 def human_eval(record: Mapping[str, Any]) -> str:
@@ -296,7 +317,9 @@ def mbpp(record: Mapping[str, Any]) -> str:
     )
   }
   used = {
-    node.id for node in ast.walk(ast.parse(asserts)) if isinstance(node, ast.Name)
+    node.id
+    for node in ast.walk(ast.parse(asserts))
+    if isinstance(node, ast.Name)
   }
   imports = re.findall(r"^import \w+", record["code"], re.MULTILINE)
   imports = [line for line in imports if line.split()[1] in used]

@@ -3,6 +3,7 @@
 Here too: the tags that every reward reads, and how often a completion reflects.
 """
 
+import collections
 import re
 from collections.abc import Sequence
 
@@ -43,6 +44,36 @@ def well_formed(
     float(_is_well_formed(split_tags(problem, completion)))
     for problem, completion in zip(problems, completions, strict=True)
   ]
+
+
+def tag_count(
+  problems: Sequence[types.Problem], completions: Sequence[str]
+) -> list[float]:
+  """A quarter for each of the four tags that is in its place.
+
+  A softer `well_formed`, which a base model finds earlier, and 1.0 for the same
+  completions. A tag is in its place if it stands once, no tag that belongs
+  behind it stands before it, something is written on its inner side and nothing
+  on its outer side. So empty thoughts and answers, nested and repeated tags and
+  text outside earn less.
+  """
+  return [
+    _tag_count(split_tags(problem, completion))
+    for problem, completion in zip(problems, completions, strict=True)
+  ]
+
+
+def _tag_count(pieces: list[str]) -> float:
+  tags, texts = pieces[1::2], [piece.strip() for piece in pieces[::2]]
+  counts = collections.Counter(tags)
+  furthest, earned = -1, 0
+  for tag, before, behind in zip(tags, texts[:-1], texts[1:], strict=True):
+    place = _WELL_FORMED.index(tag)
+    inner, outer = (before, behind) if tag[1] == "/" else (behind, before)
+    in_order = place > furthest
+    earned += bool(counts[tag] == 1 and in_order and inner and not outer)
+    furthest = max(furthest, place)
+  return earned / len(_WELL_FORMED)
 
 
 def _is_well_formed(pieces: list[str]) -> bool:

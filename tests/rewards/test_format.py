@@ -1,5 +1,7 @@
 """The format rule, and words of reflection."""
 
+import itertools
+
 import pytest
 
 from grpo_jax import types
@@ -79,3 +81,48 @@ def test_words_of_reflection_are_counted_whole_and_in_any_case():
   assert format.reflection_words(text) == 6
   assert format.reflection_words("35+22=57:35 no wait 22+13=35:35 ok") == 1
   assert format.reflection_words("") == 0
+
+
+def tag_count(completion):
+  (value,) = format.tag_count([PROBLEM], [completion])
+  return value
+
+
+@pytest.mark.parametrize(
+  "completion,value",
+  [
+    ("", 0.0),
+    ("a", 0.0),
+    ("<think>a", 0.25),
+    ("<think>a</think>", 0.5),
+    ("<think>a</think><answer>b", 0.75),
+    ("<think>a</think><answer>b</answer>", 1.0),
+    ("so <think>a</think><answer>b</answer>", 0.75),
+    ("<think>a</think> so <answer>b</answer>", 0.5),
+    ("<think>a</think><answer>b</answer> so", 0.75),
+    ("<think></think><answer>b</answer>", 0.5),
+    ("<think>a</think><answer> </answer>", 0.5),
+    ("<think>a</think><answer>b</answer><answer>b</answer>", 0.5),
+    ("<think>a<think>a</think></think><answer>b</answer>", 0.5),
+    ("<answer>b</answer><think>a</think>", 0.5),
+    ("<think><answer></answer></think>", 0.0),
+    ("</answer></think><answer><think>", 0.0),
+    ("<think>" * 9, 0.0),
+  ],
+)
+def test_each_tag_in_its_place_counts_a_quarter(completion, value):
+  assert tag_count(completion) == value
+
+
+def test_all_tags_are_in_their_places_exactly_where_the_form_is_right():
+  """Over every order of up to five tags, with and without text between."""
+  tags = ["<think>", "</think>", "<answer>", "</answer>"]
+  for count in range(6):
+    for chosen in itertools.product(tags, repeat=count):
+      for filled in (itertools.product if count < 5 else zip)(
+        *[("", "x")] * (count + 1)
+      ):
+        text = filled[0] + "".join(
+          map("".join, zip(chosen, filled[1:], strict=True))
+        )
+        assert (tag_count(text) == 1.0) == (well_formed(text) == 1.0), text

@@ -19,7 +19,7 @@ state (timing); memory up to `processes` times `memory_mb` for a moment.
 """
 
 import functools
-import json
+import marshal
 import os
 import pathlib
 import shutil
@@ -58,7 +58,7 @@ class Limits(NamedTuple):
   """
 
   cpu_seconds: int = 5
-  wall_seconds: float = 10.0
+  wall_seconds: float | int = 10.0
   memory_mb: int = 512
   processes: int = 8
   file_mb: int = 8
@@ -111,7 +111,7 @@ class Sandbox:
       "visible": _visible(),
       "files": dict(files),
       "argv": [PYTHON, "-s", "-S", "-B", *arguments],
-      # Sets and dicts of strings have one order, so that a reward has one value.
+      # Sets of strings have one order, so that a program has one reward.
       "environment": {
         "HOME": self._scratch or "/tmp",
         "LANG": "C.UTF-8",
@@ -128,8 +128,7 @@ class Sandbox:
     }
     self._deadline = time.monotonic() + limits.wall_seconds + _GRACE
     self._limit = limits.file_mb << 20
-    # The program's surrogates, if it has any, are escapes in this JSON.
-    order_fd = _file(json.dumps(order).encode())
+    order_fd = _file(marshal.dumps(order))
     stdin_fd = _file(stdin)
     self._output = os.memfd_create("output")
     self._status, status_fd = os.pipe()
@@ -174,15 +173,14 @@ class Sandbox:
   def _close(self) -> Ended:
     os.set_blocking(self._status, False)
     try:
-      line = os.read(self._status, 4096)
-    except BlockingIOError:
-      line = b""
+      status = marshal.loads(os.read(self._status, 4096))
+    except (BlockingIOError, EOFError):
+      status = {}  # The launcher was killed before it could tell.
     output = os.pread(self._output, self._limit, 0)
     os.close(self._status)
     os.close(self._output)
     if self._scratch:
       shutil.rmtree(self._scratch, ignore_errors=True)
-    status = json.loads(line or b"{}")
     if "refused" in status:
       raise IsolationError(status["refused"])
     return Ended(status.get("exit"), status.get("timed_out", False), output)

@@ -4,9 +4,9 @@ Run as a script, with the standard library alone, by `sandbox.start`:
 
   python -I -S -B launcher.py ORDER STATUS
 
-ORDER is a file descriptor with a JSON object that says what to run under which
-limits; on STATUS goes one line of JSON that says how it ended. Three processes
-follow from it:
+ORDER is a file descriptor with a dict that says what to run under which limits;
+on STATUS goes a dict that says how it ended. (In the format of `marshal`, which
+is there without an import of Python code.) Three processes follow:
 
   launcher   makes the namespaces, waits, and dies with the process above it;
   keeper     process 1 of the new namespace: waits for the program no longer
@@ -17,7 +17,7 @@ Without namespaces the launcher is the keeper.
 """
 
 import ctypes
-import json
+import marshal
 import os
 import resource
 import signal
@@ -58,7 +58,7 @@ def main(order_fd: int, status_fd: int) -> None:
   _die_with_parent()
   os.set_inheritable(status_fd, False)
   with os.fdopen(order_fd, "rb") as file:
-    order = json.load(file)
+    order = marshal.load(file)
   if os.getppid() != order["parent"]:
     os._exit(1)  # The parent went before we could be bound to it.
   try:
@@ -115,8 +115,12 @@ def _under_limits_alone(order, status_fd):
   _write_files(order)
   # The limit counts all processes of the user, so an ordinary one's are added.
   processes = order["processes"] + (0 if root else _threads_of(user))
-  _keep(order, status_fd, (lambda: _become(user, group)) if root else None,
-        processes)
+  _keep(
+    order,
+    status_fd,
+    (lambda: _become(user, group)) if root else None,
+    processes,
+  )
   _kill_descendants(user if root else None)
 
 
@@ -151,10 +155,10 @@ def _keep(order, status_fd, prepare, processes):
   while True:
     pid, status, usage = os.wait4(-1, os.WNOHANG)
     if pid == program:
-      ended = {"exit": os.waitstatus_to_exitcode(status)}
-      if usage.ru_utime + usage.ru_stime >= order["cpu_seconds"]:
-        ended["timed_out"] = True
-      _report(status_fd, ended)
+      code = os.waitstatus_to_exitcode(status)
+      used = usage.ru_utime + usage.ru_stime
+      timed_out = code == -signal.SIGXCPU or used >= order["cpu_seconds"]
+      _report(status_fd, {"exit": code, "timed_out": timed_out})
       return
     if pid:
       continue
@@ -170,9 +174,7 @@ def _keep(order, status_fd, prepare, processes):
 def _limit(order, processes):
   """Sets every limit that the program has; none can be raised again."""
   memory, size = order["memory_bytes"], order["file_bytes"]
-  cpu = order["cpu_seconds"]
   for what, limit in (
-    (resource.RLIMIT_CPU, cpu),
     (resource.RLIMIT_AS, memory),
     (resource.RLIMIT_FSIZE, size),
     (resource.RLIMIT_NPROC, processes),
@@ -185,6 +187,9 @@ def _limit(order, processes):
     if hard != resource.RLIM_INFINITY:
       limit = min(limit, hard)
     resource.setrlimit(what, (limit, limit))
+  # A signal that tells the cause, then one that cannot be ignored.
+  seconds = order["cpu_seconds"]
+  resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
   _prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 
@@ -298,6 +303,7 @@ def _kill_descendants(user):
         _become(user, user)
         os.kill(-1, signal.SIGKILL)
         os._exit(0)
+      os.waitpid(killer, 0)
     else:
       for pid in _descendants():
         for kill, target in ((os.killpg, _group_of(pid)), (os.kill, pid)):
@@ -346,7 +352,7 @@ def _die_with_parent(by=signal.SIGKILL):
 
 
 def _report(status_fd, status):
-  os.write(status_fd, json.dumps(status).encode()[:4000] + b"\n")
+  os.write(status_fd, marshal.dumps(status))
 
 
 def _write(path, text, dir_fd=None):
