@@ -80,6 +80,15 @@ while True:
 """,
 }
 
+HELD_BY_LIMITS = (
+  "endless_loop",
+  "fork_bomb",
+  "fork_bomb_sessions",
+  "memory_by_pages",
+  "output",
+  "thread_bomb",
+)
+
 ESCAPES = {
   "writes_everywhere": """
 import os

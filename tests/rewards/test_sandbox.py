@@ -3,7 +3,11 @@
 import contextlib
 import os
 import pathlib
+import shutil
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -17,6 +21,7 @@ from grpo_jax.rewards import sandbox
 SHORT = sandbox.Limits(
   cpu_seconds=1, wall_seconds=2.0, memory_mb=256, file_mb=4
 )
+_SCRIPTS = (b"launcher.py", b"\0program.py", b"\0p.py", b"\0examiner.py")
 DEADLINE = 8.0  # On a busy machine, with the time to start.
 
 
@@ -61,12 +66,13 @@ def run(program, isolation="namespaces", stdin=b"", limits=SHORT):
 
 
 def processes_of_programs():
-  """Processes under the spare users of programs, and our zombies."""
+  """Processes of the spare users of programs, and those that run our files."""
   found = []
   for folder in pathlib.Path("/proc").glob("[0-9]*"):
     with contextlib.suppress(OSError):
       command = (folder / "cmdline").read_bytes()
-      if folder.stat().st_uid >= 1_000_000_000 or b"launcher.py" in command:
+      script = any(name in command for name in _SCRIPTS)
+      if script or folder.stat().st_uid >= 1_000_000_000:
         found.append((folder.name, command))
   return found
 
@@ -168,17 +174,7 @@ def test_bombs_end_within_the_deadline_and_leave_nothing(namespaces, name):
   assert len(os.listdir("/proc/self/fd")) == before
 
 
-@pytest.mark.parametrize(
-  "name",
-  [
-    "endless_loop",
-    "fork_bomb",
-    "fork_bomb_sessions",
-    "memory_by_pages",
-    "output",
-    "thread_bomb",
-  ],
-)
+@pytest.mark.parametrize("name", hostile.HELD_BY_LIMITS)
 def test_limits_alone_hold_bombs_too(isolation, name):
   start = time.monotonic()
   ended = run(hostile.BOMBS[name], isolation)
@@ -250,9 +246,6 @@ def test_a_killed_program_takes_its_children_with_it(isolation):
 
 def test_programs_die_with_the_process_that_runs_them(namespaces, tmp_path):
   """The caller is killed, as by a job scheduler: nothing stays behind."""
-  import subprocess
-  import sys
-
   script = """
 import sys
 from grpo_jax.rewards import sandbox
@@ -292,3 +285,58 @@ def test_isolation_that_the_machine_does_not_give_is_refused(monkeypatch):
 def test_an_unknown_isolation_is_refused():
   with pytest.raises(ValueError, match="isolation='none' must be one of"):
     sandbox.check("none")
+
+
+_AS_ORDINARY_USER = """
+import concurrent.futures, os, time
+import hostile_programs as hostile
+from grpo_jax.rewards import sandbox
+assert os.geteuid() == 65534
+for isolation in sandbox.ISOLATIONS:
+  try: sandbox.check(isolation)
+  except sandbox.IsolationError as error:
+    print("refused", error)
+    continue
+  programs = hostile.BOMBS | hostile.ESCAPES
+  names = hostile.HELD_BY_LIMITS if isolation == "limits" else programs
+  def run(name):
+    start = time.monotonic()
+    ended = sandbox.Sandbox(
+      {"p.py": programs[name].replace("{pid}", str(os.getpid()))}, ["p.py"],
+      isolation=isolation,
+      limits=sandbox.Limits(1, 2.0, memory_mb=256, file_mb=4),
+    ).wait()
+    assert time.monotonic() - start < 8, (isolation, name)
+    assert isolation == "limits" or b"LEAK" not in ended.output, ended
+  with concurrent.futures.ThreadPoolExecutor(6) as pool:
+    list(pool.map(run, names))
+  print(isolation, "held")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="The other tests do this.")
+def test_an_ordinary_user_has_the_same_isolation():
+  python = "/usr/bin/python3" if "/root/" in sandbox.PYTHON else sandbox.PYTHON
+  rewards = pathlib.Path(sandbox.__file__).parents[1]
+  with tempfile.TemporaryDirectory() as folder:
+    # A copy, for our own files may lie where only root can read.
+    os.chmod(folder, 0o755)
+    copied = pathlib.Path(folder, "grpo_jax", "rewards")
+    shutil.copytree(rewards / "sandbox", copied / "sandbox")
+    shutil.copy(hostile.__file__, folder)
+    done = subprocess.run(
+      [python, "-c", _AS_ORDINARY_USER],
+      cwd=folder,
+      user=65534,
+      group=65534,
+      extra_groups=[],
+      env={"PYTHONPATH": folder, "PYTHONDONTWRITEBYTECODE": "1"},
+      capture_output=True,
+      text=True,
+    )
+  assert done.returncode == 0, done.stderr
+  assert "limits held" in done.stdout
+  if "refused" in done.stdout:
+    pytest.skip(done.stdout)
+  assert "namespaces held" in done.stdout
+  assert not wait_for_none()
