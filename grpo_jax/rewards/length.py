@@ -57,8 +57,8 @@ def cosine(
   lengths: Int[Array, " B"] | None,
   truncated: Bool[Array, " B"] | None,
   limit: int,
-  correct: Sequence[float] = (2.0, 1.0),
-  wrong: Sequence[float] = (-10.0, 0.0),
+  correct: Sequence[float | int] = (2.0, 1.0),
+  wrong: Sequence[float | int] = (-10.0, 0.0),
   exceeded: float | int = -10.0,
 ) -> list[float | None]:
   """Accuracy scaled by length along half a cosine.

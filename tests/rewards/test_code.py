@@ -323,7 +323,10 @@ def test_extraction_takes_time_in_proportion_to_the_text():
     assert time.process_time() - start < 5
 
 
-def test_options_are_checked():
+def test_options_are_checked_also_for_an_empty_batch():
+  assert code.unit_tests([], []).scores == []
+  with pytest.raises(ValueError, match="isolation='jail' must be one of"):
+    code.unit_tests([], [], isolation="jail")
   with pytest.raises(ValueError, match="isolation='jail' must be one of"):
     code.unit_tests([problem(SQUARE)], ["x"], isolation="jail")
   with pytest.raises(ValueError, match="Limits must be above 0"):

@@ -90,6 +90,13 @@ def test_cosine_of_what_cannot_be_graded_is_none():
   assert cosine("42", 50, problem=UNGRADABLE) is None
 
 
+def test_an_empty_batch_checks_the_options():
+  none = dict(lengths=np.zeros(0, int), limit=9)
+  assert length.overlong([], [], cache=2, **none) == []
+  assert length.cosine([], [], truncated=np.zeros(0, bool), **none) == []
+  assert length.repetition([], []) == []
+
+
 def test_without_lengths_there_is_one_sentence():
   with pytest.raises(ValueError, match="'overlong' needs the lengths"):
     length.overlong([RIGHT], ["a"], lengths=None, limit=2, cache=1)
