@@ -21,6 +21,7 @@ import json
 import os
 import pathlib
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,12 +29,14 @@ from grpo_jax import types
 from grpo_jax.rewards import answer, format, sandbox, terms
 from grpo_jax.rewards.sandbox import asserts
 
-OUTCOMES = ("passed", "failed", "timed_out", "no_program")
+OUTCOMES = ("passed", "failed", "timed_out", "no_program", "crashed")
 
 _ROLES = {
   "program.py": ("program.py", "wire.py"),
   "examiner.py": ("examiner.py", "wire.py", "asserts.py"),
 }
+_PARSING = threading.Lock()
+_MAX_PROGRAM = 1_000_000  # Characters; what is longer is no program.
 # The examiner outlives a program that uses up its time.
 _EXAMINER_SECONDS = 2.0
 
@@ -82,7 +85,8 @@ def unit_tests(
 ) -> terms.Result:
   """The share of unit tests that a completion's program passes, 0 to 1.
 
-  None where a problem has no tests. Each outcome is logged under its name.
+  None where a problem has no tests, and where a sandbox could not be started
+  for once (outcome "crashed"). Each outcome is logged under its name.
 
   Args:
     problems: B problems; see `parse_tests` for their answers.
@@ -107,22 +111,27 @@ def unit_tests(
     raise ValueError(f"Limits must be above 0, not {limits}; {workers=}.")
   sandbox.check(isolation)
 
-  def grade(problem, completion):
-    tests = parse_tests(problem.answer)
+  def grade(problem, tests, completion):
     if tests is None:
       return None
     program = extract(problem, completion)
-    return run(program, tests, limits=limits, isolation=isolation)
+    try:
+      return run(program, tests, limits=limits, isolation=isolation)
+    except (sandbox.IsolationError, OSError):
+      # It was given a moment ago: the machine is short of something.
+      return Result("crashed", 0, 1)
 
   def score(result):
-    if result is None:
+    if result is None or result.outcome == "crashed":
       return None
     share = result.passed / result.total
     return share if partial else float(share == 1.0)
 
   workers = workers or 2 * len(os.sched_getaffinity(0))
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-    results = list(pool.map(grade, problems, completions))
+    # Tests are parsed here, in one thread; see `_count`.
+    tests = [parse_tests(problem.answer) for problem in problems]
+    results = list(pool.map(grade, problems, tests, completions))
   outcomes = {
     outcome: [result and result.outcome == outcome for result in results]
     for outcome in OUTCOMES
@@ -183,7 +192,7 @@ def parse_tests(reference: str) -> Asserts | Cases | None:
       cases = [(str(given), str(wanted)) for given, wanted in fields["cases"]]
       return Cases(cases) if cases else None
     tests = Asserts(**fields)
-    return tests if asserts.count(tests.asserts) else None
+    return tests if _count(tests.asserts) else None
   except (TypeError, ValueError, SyntaxError, AttributeError):
     return None
 
@@ -202,16 +211,21 @@ def run(
   """
   grade = _run_cases if isinstance(tests, Cases) else _run_asserts
   total = (
-    len(tests.cases)
-    if isinstance(tests, Cases)
-    else asserts.count(tests.asserts)
+    len(tests.cases) if isinstance(tests, Cases) else _count(tests.asserts)
   )
-  if not program or "\0" in program:
+  if not program or "\0" in program or len(program) > _MAX_PROGRAM:
     return Result("no_program", 0, total)
   passed, timed_out = grade(program, tests, limits, isolation)
   if passed == total:
     return Result("passed", passed, total)
   return Result("timed_out" if timed_out else "failed", passed, total)
+
+
+@functools.lru_cache(maxsize=4096)
+def _count(source: str) -> int:
+  # Threads that parse at the same time meet a SystemError in Python 3.11.
+  with _PARSING:
+    return asserts.count(source)
 
 
 def _run_cases(program, tests, limits, isolation):

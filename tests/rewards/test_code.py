@@ -298,6 +298,20 @@ def test_without_a_program_the_score_is_zero():
   assert result.metrics["no_program"] == [True]
 
 
+def test_a_sandbox_that_cannot_be_started_for_once_is_no_zero(monkeypatch):
+  monkeypatch.setattr(sandbox, "_LAUNCHER", "/nowhere/launcher.py")
+  monkeypatch.setattr(sandbox, "check", lambda isolation: None)
+  result = code.unit_tests([problem(SQUARE)], [f"```\n{SOLUTION}\n```"])
+  assert result.scores == [None]
+  assert result.metrics["crashed"] == [True]
+
+
+@pytest.mark.parametrize("program", ["#" * 10**7, "x = 1\0", "x = '\ud800'"])
+def test_what_cannot_be_a_program_scores_zero(program):
+  result = code.unit_tests([problem(SQUARE)], [f"```\n{program}\n```"])
+  assert result.scores == [0.0]
+
+
 @pytest.mark.parametrize(
   "answer",
   [

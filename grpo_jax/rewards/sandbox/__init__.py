@@ -152,15 +152,16 @@ class Sandbox:
 
     Raises:
       IsolationError: the program was not started, because the isolation or a
-        limit was refused.
+        limit was refused; or its launcher was killed.
     """
     try:
       self._process.wait(max(self._deadline - time.monotonic(), 0.0))
     except subprocess.TimeoutExpired:
-      self._process.kill()
-      self._process.wait()
-      return self._close()._replace(timed_out=True)
-    return self._close()
+      return self.kill()._replace(timed_out=True)
+    status = self._close()
+    if status is None:
+      raise IsolationError("the launcher of a program ended without a word")
+    return status
 
   def kill(self) -> Ended:
     """Ends the program now, and all that it started."""
@@ -168,19 +169,27 @@ class Sandbox:
     self._process.send_signal(
       signal.SIGTERM if self._scratch else signal.SIGKILL
     )
-    return self.wait()
+    try:
+      self._process.wait(2 * _GRACE)
+    except subprocess.TimeoutExpired:
+      self._process.kill()
+      self._process.wait()
+    return self._close() or Ended(None, False, b"")
 
-  def _close(self) -> Ended:
+  def _close(self) -> Ended | None:
+    """What the launcher told, if it did."""
     os.set_blocking(self._status, False)
     try:
       status = marshal.loads(os.read(self._status, 4096))
     except (BlockingIOError, EOFError):
-      status = {}  # The launcher was killed before it could tell.
+      status = None
     output = os.pread(self._output, self._limit, 0)
     os.close(self._status)
     os.close(self._output)
     if self._scratch:
       shutil.rmtree(self._scratch, ignore_errors=True)
+    if status is None:
+      return None
     if "refused" in status:
       raise IsolationError(status["refused"])
     return Ended(status.get("exit"), status.get("timed_out", False), output)
