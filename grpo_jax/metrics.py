@@ -213,6 +213,12 @@ class CompletionsLog:
           "terms": _finite(
             {k: _scalar(v[row]) for k, v in scores.terms.items()}
           ),
+          # Of what terms log besides, such as outcomes, what is not 0.
+          "metrics": {
+            k: _scalar(v[row])
+            for k, v in scores.metrics.items()
+            if v[row] and not np.isnan(v[row])
+          },
           "length": int(length),
           "truncated": bool(cut),
         }
@@ -417,7 +423,9 @@ def reward_metrics(
   `frac_reward_zero_std`: share of all P groups that teach nothing, because the
   deviation is at most `tolerance` or fewer than two rows are valid.
   `rewards/<name>/mean|std`: each term before its weight, over the rows that it
-  scored. `frac_reward_invalid`: share of rows without a reward.
+  scored. `rewards/<name>/<metric>`: the mean of what a term logs besides, such
+  as the share of each outcome of grading. `frac_reward_invalid`: share of rows
+  without a reward.
 
   Where nothing is left to average, the mean is NaN.
   """
@@ -433,6 +441,8 @@ def reward_metrics(
   for name, values in scores.terms.items():
     metrics[f"rewards/{name}/mean"] = _mean(values)
     metrics[f"rewards/{name}/std"] = _std(values)
+  for name, values in scores.metrics.items():
+    metrics[f"rewards/{name}"] = _mean(values)
   return metrics
 
 

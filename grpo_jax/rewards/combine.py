@@ -1,27 +1,60 @@
 """Several rewards weighed into one per completion, each kept for the log.
 
+A term is a function of problems and completions that returns a number, or None,
+for each. The config names terms with their weights and options:
+
+  rewards = dict(
+    accuracy=1.0,
+    format=dict(weight=0.5, only_if=dict(accuracy=1.0)),
+    mine=dict(weight=1.0, function="package.module:function", threshold=3),
+  )
+
 B completions, row b with its own problem.
 """
 
+import functools
+import importlib
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from grpo_jax import configs, types
-from grpo_jax.rewards import answer, format
+from grpo_jax.rewards import terms as terms_lib
 
-RewardFn = Callable[
-  [Sequence[types.Problem], Sequence[str]], Sequence[float | None]
-]
+RewardFn = Callable[..., Sequence[float | None] | terms_lib.Result]
 
-REWARDS: dict[str, RewardFn] = {
-  "accuracy": answer.accuracy,
-  "format": format.well_formed,
+# Imported when a config names them.
+REWARDS: dict[str, str] = {
+  "accuracy": "grpo_jax.rewards.answer:accuracy",
+  "format": "grpo_jax.rewards.format:well_formed",
 }
+# What a term may ask for by the name of a keyword-only parameter.
+GIVEN = ("lengths", "truncated")
+
+
+class Term(NamedTuple):
+  """One reward of a config.
+
+  Attributes:
+    function: what scores the completions, its options bound.
+    weight: of its scores in the sum; any sign.
+    only_if: terms and their least values. Where one is below, this term adds
+      nothing.
+    given: those of `GIVEN` that the function takes.
+    on_device: whether it computes with JAX.
+  """
+
+  function: RewardFn
+  weight: float
+  only_if: Mapping[str, float]
+  given: tuple[str, ...]
+  on_device: bool
 
 
 class Scores(NamedTuple):
@@ -29,72 +62,239 @@ class Scores(NamedTuple):
 
   Attributes:
     rewards: the weighted sum of the terms; finite, and 0 where not valid.
-    valid: False where a term of nonzero weight gave no score (None). Such a
-      row leaves its group's mean and standard deviation.
+    valid: False where a term of nonzero weight gave no score (None), or one
+      that decides whether it counts. Such a row leaves its group's mean and
+      standard deviation.
     terms: each term before its weight; NaN where it gave no score.
+    metrics: what terms have to log beside their scores, by `<term>/<name>`;
+      NaN where there is none.
   """
 
   rewards: Float[np.ndarray, " B"]
   valid: Bool[np.ndarray, " B"]
   terms: dict[str, Float[np.ndarray, " B"]]
+  metrics: Mapping[str, Float[np.ndarray, " B"]] = {}
 
 
-def check(terms: Mapping[str, Any]) -> None:
-  """Raises ValueError unless `terms` maps names in `REWARDS` to numbers."""
-  if not terms:
-    raise ValueError(f"No rewards are given; there are {sorted(REWARDS)}.")
-  for name, weight in terms.items():
-    if name not in REWARDS:
-      raise ValueError(
-        f"There is no reward {name!r}; {configs.nearest(name, REWARDS)}"
-      )
-    if not (isinstance(weight, numbers.Real) and math.isfinite(weight)):
-      raise ValueError(
-        f"The weight of reward {name!r} must be a finite number, not"
-        f" {weight!r}."
-      )
+def check(section: configs.Section) -> None:
+  """Raises ConfigError unless `section` is a config of rewards; see `score`.
+
+  Functions that it names are imported.
+  """
+  _terms(section)
 
 
 def score(
-  terms: Mapping[str, float | int],
+  section: configs.Section,
   problems: Sequence[types.Problem],
   completions: Sequence[str],
+  *,
+  lengths: Int[np.ndarray, " B"] | None = None,
+  truncated: Bool[np.ndarray, " B"] | None = None,
 ) -> Scores:
-  """Weighs the rewards that `terms` names: sum over terms of weight * value.
+  """Weighs the rewards that `section` names: sum over terms of weight * value.
 
   DeepSeek-R1 adds accuracy and format with equal weight,
   https://arxiv.org/abs/2501.12948 section 2.2. A term of weight 0 is computed
   and logged, and changes no reward.
 
   Args:
-    terms: weight by name in `REWARDS`; any sign.
+    section: by the name of each term its weight, or a section with the fields
+      `weight`; `only_if`, the least value of other terms without which this one
+      adds nothing; `function`, a user's own as "package.module:function", for
+      names that are not in `REWARDS`; and the options of the function, which
+      are its keyword-only parameters.
     problems: B problems, one for each completion.
     completions: B texts, without prompt and stop token.
+    lengths: tokens of each completion, stop token included.
+    truncated: which completions ran out of room before a stop token.
 
   Raises:
-    ValueError: a name is unknown, a weight is not finite, the counts differ, or
-      a reward returned a wrong count or something that is no finite number.
+    ConfigError: the section names what does not exist or does not fit.
+    ValueError: the counts differ, or a reward returned a wrong count or
+      something that is no finite number.
   """
-  check(terms)
+  return begin(
+    section, problems, completions, lengths=lengths, truncated=truncated
+  )()
+
+
+def begin(
+  section: configs.Section,
+  problems: Sequence[types.Problem],
+  completions: Sequence[str],
+  *,
+  lengths: Int[np.ndarray, " B"] | None = None,
+  truncated: Bool[np.ndarray, " B"] | None = None,
+) -> Callable[[], Scores]:
+  """Starts to score; the function returned waits for the scores.
+
+  Each term runs in a thread of its own, so that device work of the caller goes
+  on beside it. Those marked `terms.on_device` run in the caller's thread, when
+  it asks for the scores. Arguments and errors are those of `score`.
+  """
+  terms = _terms(section)
   if len(problems) != len(completions):
     raise ValueError(
       f"{len(completions)} completions do not match {len(problems)} problems."
     )
-  rewards = np.zeros(len(problems), np.float64)
-  valid = np.ones(len(problems), bool)
-  values = {}
-  for name, weight in terms.items():
-    values[name] = _values(
-      name, REWARDS[name](problems, completions), len(valid)
+  given = {"lengths": lengths, "truncated": truncated}
+  calls = {
+    name: functools.partial(
+      term.function,
+      problems,
+      completions,
+      **{key: given[key] for key in term.given},
     )
-    if weight:
-      valid &= ~np.isnan(values[name])
-      rewards += weight * values[name].astype(np.float64)
+    for name, term in terms.items()
+  }
+  threads = futures.ThreadPoolExecutor(len(terms), "reward")
+  pending = {
+    name: threads.submit(call)
+    for name, call in calls.items()
+    if not terms[name].on_device
+  }
+  threads.shutdown(wait=False)
+
+  def finish() -> Scores:
+    returned = {
+      name: pending[name].result() if name in pending else call()
+      for name, call in calls.items()
+    }
+    return _combine(terms, returned, len(problems))
+
+  return finish
+
+
+def _combine(
+  terms: Mapping[str, Term], returned: Mapping[str, Any], count: int
+) -> Scores:
+  values, metrics = {}, {}
+  for name, result in returned.items():
+    if isinstance(result, terms_lib.Result):
+      for key, rows in result.metrics.items():
+        full = f"{name}/{key}"
+        metrics[full] = _values(full, rows, count)
+      result = result.scores
+    values[name] = _values(name, result, count)
+  rewards = np.zeros(count, np.float64)
+  valid = np.ones(count, bool)
+  for name, term in terms.items():
+    if not term.weight:
+      continue
+    counts = np.ones(count, bool)
+    for gate, least in term.only_if.items():
+      # Whether a term counts cannot be told where its gate has no score.
+      valid &= ~np.isnan(values[gate])
+      counts &= values[gate] >= np.float32(least)
+    valid &= ~(counts & np.isnan(values[name]))
+    rewards += np.where(counts, term.weight * values[name].astype(float), 0.0)
   rewards = np.where(valid, rewards, 0.0).astype(np.float32)
-  return Scores(rewards, valid, values)
+  return Scores(rewards, valid, values, metrics)
 
 
-def _values(name: str, returned, count: int) -> np.ndarray:
+def _terms(section: configs.Section) -> dict[str, Term]:
+  if not section:
+    raise configs.ConfigError(
+      f"No rewards are given; there are {sorted(REWARDS)}."
+    )
+  return {name: _term(section, name) for name in section}
+
+
+def _term(section: configs.Section, name: str) -> Term:
+  """One term of the section, checked against its function's signature."""
+  where = f"config.rewards.{name}"
+  fields = section[name]
+  if not isinstance(fields, configs.Section):
+    fields = dict(weight=fields)
+  fields = {key: _plain(value) for key, value in fields.items()}
+  own = {key: fields.pop(key) for key in _FIELDS if key in fields}
+  configs.check_section(f"rewards.{name}", own, _fields)
+  if name in REWARDS and "function" in own:
+    raise configs.ConfigError(
+      f"{where} has a function, but {name!r} is a built-in reward; choose"
+      " another name."
+    )
+  function = _load(name, own.get("function") or REWARDS.get(name))
+  parameters = inspect.signature(function).parameters.values()
+  asked = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+  given = tuple(key for key in GIVEN if key in asked)
+  options = [key for key in asked if key not in given]
+  for field in fields:
+    if field not in options:
+      raise configs.ConfigError(
+        f"{where} has no field {field!r};"
+        f" {configs.nearest(field, [*_FIELDS, *options])}"
+      )
+  if options:
+    configs.check_section(f"rewards.{name}", fields, function, given)
+  _check_number(f"The weight of reward {name!r}", own["weight"])
+  only_if = own.get("only_if") or {}
+  if not isinstance(only_if, Mapping):
+    raise configs.ConfigError(
+      f"{where}.only_if must name terms and their least values, not"
+      f" {only_if!r}."
+    )
+  for gate, least in only_if.items():
+    others = [other for other in section if other != name]
+    if gate not in others:
+      raise configs.ConfigError(
+        f"{where}.only_if names {gate!r}, which is no other reward of this"
+        f" config; {configs.nearest(gate, others)}"
+      )
+    _check_number(f"{where}.only_if.{gate}", least)
+  return Term(
+    functools.partial(function, **fields),
+    own["weight"],
+    only_if,
+    given,
+    getattr(function, "on_device", False),
+  )
+
+
+def _fields(*, weight, only_if=None, function=None):
+  """The fields that every term may have."""
+
+
+_FIELDS = tuple(inspect.signature(_fields).parameters)
+
+
+def _load(name: str, path: str | None) -> RewardFn:
+  if path is None:
+    raise configs.ConfigError(
+      f"There is no reward {name!r}; {configs.nearest(name, REWARDS)} One of"
+      " your own needs the field function='package.module:function'."
+    )
+  module, colon, attribute = str(path).partition(":")
+  if not (module and colon and attribute):
+    raise configs.ConfigError(
+      f"config.rewards.{name}.function must be 'package.module:function', not"
+      f" {path!r}."
+    )
+  try:
+    function = getattr(importlib.import_module(module), attribute)
+  except (ImportError, AttributeError) as error:
+    raise configs.ConfigError(
+      f"The reward {name!r} cannot be imported from {path!r}: {error}."
+    ) from error
+  if not callable(function):
+    raise configs.ConfigError(f"The reward {name!r}, {path}, is no function.")
+  return function
+
+
+def _plain(value: Any) -> Any:
+  """The value as plain data: a section of a config becomes a dict."""
+  if isinstance(value, configs.Section):
+    return {key: _plain(part) for key, part in value.items()}
+  return value
+
+
+def _check_number(what: str, value: Any) -> None:
+  if not (isinstance(value, numbers.Real) and math.isfinite(value)):
+    raise configs.ConfigError(f"{what} must be a finite number, not {value!r}.")
+
+
+def _values(name: str, returned: Any, count: int) -> np.ndarray:
   """The scores of one term as float32, NaN for None; checks each of them."""
   try:
     len(returned)

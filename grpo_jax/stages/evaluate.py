@@ -115,6 +115,8 @@ def evaluate(
     "problems": len(questions.problems),
     "samples": k,
   }
+  # Outcomes of grading, as shares of all P * k completions.
+  results |= {name: float(np.nanmean(v)) for name, v in scores.metrics.items()}
   return results, texts, scores
 
 

@@ -149,7 +149,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
         texts = evaluate.completion_texts(
           tok, rollout.tokens, rollout.completion_mask
         )
-        scores = combine.score(dict(config.rewards), rows, texts)
+        lengths = rollout.completion_mask.sum(axis=-1).ravel()
+        finish = combine.begin(
+          config.rewards,
+          rows,
+          texts,
+          lengths=lengths,
+          truncated=rollout.truncated.ravel(),
+        )
       with timer.phase("score"):
         placed = experience.place(rollout, mesh, num_pieces)
         given = placed.prompts, placed.tokens, placed.completion_mask
@@ -157,6 +164,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
         ref = None
         if reference is not None:
           ref = sharding.to_host(score(reference, *given).logprobs)
+      with timer.phase("reward"):
+        scores = finish()  # What remains of it after the device's work.
+      with timer.phase("score"):
         data = experience.make_experience(
           rollout, scores, old.logprobs, ref, **config.advantages
         )
@@ -177,7 +187,6 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
           reference = refreshed = jax.tree.map(jnp.copy, state.params)
 
       mask = rollout.completion_mask
-      lengths = mask.sum(axis=-1).ravel()
       scalars = metrics.mean_over_updates(updates)
       scalars |= metrics.reward_metrics(scores, sampling.group_size)
       scalars |= metrics.completion_metrics(texts, mask, rollout.truncated)
@@ -316,7 +325,7 @@ def check(config: ConfigDict) -> None:
       f" grpo_jax.main --config=experiments/pretrain.py --workdir={source}`,"
       " or give --config.source=DIRECTORY, of a run or of Hugging Face."
     )
-  combine.check(dict(config.rewards))
+  combine.check(config.rewards)
   sampling = decode.SamplingParams(**config.sampling)
   decode.SamplingParams(**config.evaluate.sampling)
   if sampling.group_size < 2:

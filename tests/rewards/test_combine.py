@@ -15,8 +15,16 @@ PROBLEM = types.Problem("35,22,13,19=35?", "22+13", "pair_sum", "")
 UNGRADABLE = types.Problem("?", "", "pair_sum", "")
 
 
+MINE = dict(weight=1.0, function=f"{__name__}:mine")
+RETURNED = []
+
+
+def mine(problems, completions):
+  return RETURNED[0]
+
+
 def returns(monkeypatch, value):
-  monkeypatch.setitem(combine.REWARDS, "mine", lambda problems, texts: value)
+  monkeypatch.setattr(f"{__name__}.RETURNED", [value])
 
 
 def test_rewards_are_the_weighted_sum_of_their_terms():
@@ -35,7 +43,7 @@ def test_rewards_are_the_weighted_sum_of_their_terms():
 
 def test_fractions_are_not_truncated(monkeypatch):
   returns(monkeypatch, [0.9, np.float32(0.5), jnp.float32(0.25), True, 2])
-  scores = combine.score({"mine": 1}, [PROBLEM] * 5, [GOOD] * 5)
+  scores = combine.score({"mine": MINE}, [PROBLEM] * 5, [GOOD] * 5)
   np.testing.assert_allclose(scores.rewards, [0.9, 0.5, 0.25, 1.0, 2.0])
 
 
@@ -85,7 +93,7 @@ def test_negative_weights_subtract():
 def test_a_reward_that_misbehaves_is_named_in_one_sentence(monkeypatch, value):
   returns(monkeypatch, value)
   with pytest.raises(ValueError, match="'mine'") as error:
-    combine.score({"accuracy": 1, "mine": 1}, [PROBLEM] * 2, [GOOD] * 2)
+    combine.score({"accuracy": 1, "mine": MINE}, [PROBLEM] * 2, [GOOD] * 2)
   assert re.fullmatch(r"Reward .*[^.]\.", str(error.value))
 
 
