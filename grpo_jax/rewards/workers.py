@@ -1,0 +1,231 @@
+"""A pool of processes that run functions on hostile text, and can be killed.
+
+  outcomes = workers.shared().map(
+    "package.module:function", [(text,), ...], deadline=5.0
+  )
+
+Each item has a deadline of wall-clock time, which begins when a worker that is
+ready has got it. A worker that exceeds it, dies or breaks a rule of `worker` is
+killed with its process group and replaced, in milliseconds: workers are forked
+from a helper process that has imported the functions and never JAX.
+"""
+
+import atexit
+import functools
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent import futures
+from typing import Any, Literal, NamedTuple
+
+from grpo_jax.rewards import worker
+
+_START_SECONDS = 120.0
+# A worker is replaced after so many items: libraries cache what they parse.
+_ITEMS_PER_WORKER = 256
+
+
+class Outcome(NamedTuple):
+  """What became of one item.
+
+  Attributes:
+    status: whether there is a value.
+    value: what the function returned, as JSON gives it back.
+    detail: why there is none.
+  """
+
+  status: Literal["value", "timed_out", "crashed"]
+  value: Any = None
+  detail: str = ""
+
+
+class Pool:
+  """Worker processes that start when they are needed.
+
+  Methods may be called from any thread; items of all callers share the workers.
+
+  Args:
+    size: how many workers there are at most; at least 1.
+    memory: bytes that a worker may take beyond what it starts with.
+  """
+
+  def __init__(self, size: int, *, memory: int = 1 << 30):
+    if size < 1:
+      raise ValueError(f"A pool needs at least 1 worker, not {size}.")
+    self._memory = memory
+    self._idle = queue.LifoQueue()
+    self._lock = threading.Lock()
+    self._helper = None
+    self._threads = futures.ThreadPoolExecutor(size, "grading")
+
+  def map(
+    self, function: str, items: Sequence[tuple], *, deadline: float
+  ) -> list[Outcome]:
+    """Runs the function on each item and returns what became of it, in order.
+
+    Args:
+      function: "package.module:function". The module must not import JAX; its
+        function `warm_up`, if it has one, is called once before workers start.
+      items: the positional arguments, each tuple plain JSON data of at most
+        `worker.MAX_BYTES`.
+      deadline: seconds for each item.
+
+    Raises:
+      RuntimeError: the function cannot be imported, or no process started.
+      ValueError: an item is too long.
+    """
+    with self._lock:
+      self._prepare(function)
+    run = functools.partial(self._run, function, deadline=deadline)
+    return list(self._threads.map(run, items))
+
+  def close(self) -> None:
+    """Ends all processes; a later `map` starts new ones."""
+    with self._lock:
+      while not self._idle.empty():
+        self._idle.get().channel.close()
+      if self._helper is not None:
+        self._helper.close()
+        self._helper = None
+
+  def _prepare(self, function: str) -> None:
+    """Makes sure that a helper runs which has imported the function."""
+    if self._helper is None or not self._helper.alive():
+      if self._helper is not None:
+        self._helper.close()
+      self._helper = _Helper()
+    if function not in self._helper.functions:
+      problem = self._helper.request({"load": function})
+      if problem:
+        raise RuntimeError(f"{function!r} cannot be graded with: {problem}")
+      self._helper.functions.add(function)
+
+  def _run(self, function: str, item: tuple, *, deadline: float) -> Outcome:
+    message = worker.encode([function, item])
+    process = self._ready(function)
+    end = time.monotonic() + deadline
+    try:
+      process.limit(end)
+      process.channel.sendall(message)
+      reply = worker.receive(process.channel, lambda: process.limit(end))
+      process.items += 1
+      if "value" in reply:
+        if process.items < _ITEMS_PER_WORKER:
+          self._idle.put(process)
+        else:
+          self._end(process)
+        return Outcome("value", reply["value"])
+      outcome = Outcome("crashed", detail=str(reply["error"]))
+    except TimeoutError:
+      outcome = Outcome("timed_out", detail=f"No result after {deadline} s.")
+    except (EOFError, OSError):
+      outcome = Outcome("crashed", detail="The worker died.")
+    self._end(process)
+    return outcome
+
+  def _ready(self, function: str) -> "_Worker":
+    """A worker that waits for an item."""
+    for _ in range(3):
+      try:
+        while function not in (process := self._idle.get_nowait()).functions:
+          self._end(process)  # It would import in the item's time.
+        return process
+      except queue.Empty:
+        pass
+      try:
+        with self._lock:
+          self._prepare(function)
+          process = self._helper.fork(self._memory)
+        process.limit(time.monotonic() + _START_SECONDS)
+        worker.receive(process.channel)
+        return process
+      except (EOFError, OSError) as error:
+        problem = error  # The helper may have died; another one is started.
+    raise RuntimeError(f"No grading process could be started: {problem!r}.")
+
+  def _end(self, process: "_Worker") -> None:
+    process.channel.close()
+    with self._lock:
+      if process.helper is self._helper:
+        try:
+          self._helper.request({"end": process.pid})
+        except (EOFError, OSError):
+          pass  # It died, and its workers with it.
+
+
+class _Worker:
+  """One worker process."""
+
+  def __init__(self, helper: "_Helper", pid: int, channel: socket.socket):
+    self.helper = helper
+    self.pid = pid
+    self.channel = channel
+    self.functions = frozenset(helper.functions)
+    self.items = 0
+
+  def limit(self, end: float) -> None:
+    """Lets reads and writes take until `end`."""
+    left = end - time.monotonic()
+    if left <= 0:
+      raise TimeoutError
+    self.channel.settimeout(left)
+
+
+class _Helper:
+  """The process that forks workers; see `worker`."""
+
+  def __init__(self):
+    self._control, theirs = socket.socketpair()
+    self._control.settimeout(_START_SECONDS)
+    self.functions = set()
+    # Of the environment only what finds modules: a reward needs no secrets.
+    environment = {
+      key: os.environ[key] for key in ("PATH", "LANG") if key in os.environ
+    }
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    with theirs:
+      self._process = subprocess.Popen(
+        [sys.executable, "-m", "grpo_jax.rewards.worker", str(theirs.fileno())],
+        pass_fds=[theirs.fileno()],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for the run, not for its workers.
+      )
+
+  def alive(self) -> bool:
+    return self._process.poll() is None
+
+  def request(self, message: dict[str, Any], fds: Sequence[int] = ()) -> Any:
+    socket.send_fds(self._control, [b"!"], fds)
+    self._control.sendall(worker.encode(message))
+    return worker.receive(self._control)
+
+  def fork(self, memory: int) -> _Worker:
+    ours, theirs = socket.socketpair()
+    with theirs:
+      pid = self.request({"fork": memory}, [theirs.fileno()])
+    return _Worker(self, pid, ours)
+
+  def close(self) -> None:
+    """Ends the helper with all of its workers, which it does by itself."""
+    self._control.close()
+    try:
+      self._process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+      self._process.kill()
+      self._process.wait()
+
+
+@functools.cache
+def shared(size: int = 0, memory: int = 1 << 30) -> Pool:
+  """This process's pool of so many workers; 0 for all cores but one."""
+  pool = Pool(size or max(1, (os.cpu_count() or 1) - 1), memory=memory)
+  atexit.register(pool.close)
+  return pool
