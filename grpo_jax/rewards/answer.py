@@ -1,23 +1,62 @@
 """The accuracy reward: rules that read a final answer and decide equality.
 
-A verifier takes one problem and one completion and returns 1.0 (right), 0.0
-(wrong or no answer) or None where the problem itself cannot be graded. Text of
-a model is matched and compared, never evaluated, and all work is linear in it.
+A verifier takes one problem and one completion and says what became of it. Its
+own work is linear in the text; where equality takes mathematics, it is decided
+by `equality.equal` in a process that is killed at a deadline. Text of a model
+is matched, parsed and compared, never evaluated as code.
 
 What a rule cannot be talked into: several answers, an answer before or inside
-the thinking, tags inside the answer and text after it all count as wrong.
+the thinking, tags inside the answer and text after it all count as wrong. A
+completion that hangs or kills its grader has earned 0, as a wrong one has: no
+score would take it out of its group, and so spare it what wrong ones get.
 """
 
 import collections
 import decimal
 import itertools
+import math as math_lib
 import re
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from grpo_jax import types
-from grpo_jax.rewards import format
+from grpo_jax.rewards import equality, format, workers
+from grpo_jax.rewards.terms import Result
 
-Verifier = Callable[[types.Problem, str], float | None]
+OUTCOMES = (
+  "correct",
+  "wrong",
+  "no_answer",
+  "timed_out",
+  "crashed",
+  "ungradable",
+)
+
+
+class Grade(NamedTuple):
+  """What became of one completion.
+
+  Attributes:
+    outcome: one of `OUTCOMES`. "ungradable" is a fault of the problem, whose
+      reference no answer can be compared with; all others are the completion's.
+    score: 1.0 where correct, None where ungradable, else 0.0; a verifier that
+      gives partial credit calls everything below 1.0 wrong.
+    extracted: the final answer, as it was written, where there is one.
+  """
+
+  outcome: str
+  score: float | None
+  extracted: str | None = None
+
+
+class Pending(NamedTuple):
+  """A grade that is left to `equality.equal`."""
+
+  reference: str
+  extracted: str
+
+
+Verifier = Callable[[types.Problem, str], Grade | Pending | float | None]
 
 _PAIR_SUM = re.compile(
   r"([0-9]{1,9}),([0-9]{1,9}),([0-9]{1,9}),([0-9]{1,9})=([0-9]{1,9})\?"
@@ -29,20 +68,113 @@ _NUMBER = re.compile(
 )
 # Longer strings of digits are no answer to any problem that we grade.
 _MAX_DIGITS = 100
+_SAID = re.compile(r"\banswer(?: is:?|:| =)\s*", re.IGNORECASE)
+_NUMBER_OR_RATIO = re.compile(
+  rf"(?:\\[dt]?frac\{{-?[0-9]+\}}\{{[0-9]+\}}|{_NUMBER.pattern}(?:/[0-9]+)?)"
+  r"(?:\s?\\?%)?"
+)
+_LETTER = re.compile(r"(?<![A-Za-z])[A-Z](?![A-Za-z'])")
+_FORMULA = re.compile(r"(?<!\\)\$[^$]+\$|\\\([^()]*\\\)|\\\[[^\[\]]*\\\]")
+_BOX = re.compile(r"\\boxed\s*\{")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 def accuracy(
-  problems: Sequence[types.Problem], completions: Sequence[str]
-) -> list[float | None]:
+  problems: Sequence[types.Problem],
+  completions: Sequence[str],
+  *,
+  deadline: float = 3.0,
+  num_workers: int = 0,
+) -> Result:
   """1.0 where the final answer is right, 0.0 where it is not.
 
   The problem's source chooses the rule in `VERIFIERS`; sources that are not
   named there are graded by `number`. None where a problem cannot be graded.
+  Each outcome is logged as a share of all completions.
+
+  Args:
+    problems: B problems, one for each completion.
+    completions: B texts.
+    deadline: seconds of wall-clock time for an answer that is not decided by
+      comparing numbers or text.
+    num_workers: processes that decide them; 0 for all cores but one.
   """
-  return [
+  graded = grades(
+    problems, completions, deadline=deadline, num_workers=num_workers
+  )
+  return Result(
+    [g.score for g in graded],
+    {outcome: [g.outcome == outcome for g in graded] for outcome in OUTCOMES},
+  )
+
+
+def grades(
+  problems: Sequence[types.Problem],
+  completions: Sequence[str],
+  *,
+  deadline: float = 3.0,
+  num_workers: int = 0,
+) -> list[Grade]:
+  """What became of each completion; for the arguments see `accuracy`.
+
+  Raises:
+    ValueError: the deadline is no positive number.
+    RuntimeError: no process can be started that grades.
+  """
+  if not (deadline > 0 and math_lib.isfinite(deadline)):
+    raise ValueError(f"{deadline=} must be a positive number of seconds.")
+  found = [
     VERIFIERS.get(problem.source, number)(problem, completion)
     for problem, completion in zip(problems, completions, strict=True)
   ]
+  # The completions of a group often agree; each answer is compared once.
+  pending = list({f: None for f in found if isinstance(f, Pending)})
+  if pending:
+    outcomes = workers.shared(num_workers).map(
+      "grpo_jax.rewards.equality:equal", pending, deadline=deadline
+    )
+    graded = dict(zip(pending, map(_graded, pending, outcomes), strict=True))
+    found = [graded[f] if isinstance(f, Pending) else f for f in found]
+  return [f if isinstance(f, Grade) else _of_score(f) for f in found]
+
+
+def _graded(pending: Pending, outcome: workers.Outcome) -> Grade:
+  if outcome.status != "value":
+    return Grade(outcome.status, 0.0, pending.extracted)
+  return _decided(bool(outcome.value), pending.extracted)
+
+
+def _decided(right: bool, extracted: str | None) -> Grade:
+  if right:
+    return Grade("correct", 1.0, extracted)
+  return Grade("no_answer" if extracted is None else "wrong", 0.0, extracted)
+
+
+def _of_score(score: float | None) -> Grade:
+  if score is None:
+    return Grade("ungradable", None)
+  return Grade("correct" if score == 1 else "wrong", float(score))
+
+
+def grade(
+  answer: str,
+  completion: str,
+  *,
+  prompt: str = "",
+  source: str = "math",
+  deadline: float = 3.0,
+) -> Grade:
+  """What became of one completion, by the rule for mathematics.
+
+  Args:
+    answer: the reference.
+    completion: the text, without its prompt.
+    prompt: tells whether the thinking was opened there.
+    source: chooses another rule of `VERIFIERS`.
+    deadline: seconds.
+  """
+  problem = types.Problem("", answer, source, prompt)
+  return grades([problem], [completion], deadline=deadline)[0]
 
 
 def tagged_answer(problem: types.Problem, completion: str) -> str | None:
@@ -63,7 +195,7 @@ def tagged_answer(problem: types.Problem, completion: str) -> str | None:
   return pieces[-3].strip()
 
 
-def pair_sum(problem: types.Problem, completion: str) -> float | None:
+def pair_sum(problem: types.Problem, completion: str) -> Grade:
   """Which two of four numbers add up to the target: `25,22,13,19=35?`.
 
   Right is `x+y` in answer tags, blanks allowed, with x and y as they stand at
@@ -71,29 +203,30 @@ def pair_sum(problem: types.Problem, completion: str) -> float | None:
   """
   question = _PAIR_SUM.fullmatch(problem.question.strip())
   if question is None:
-    return None
+    return Grade("ungradable", None)
   *numbers, target = question.groups()
-  terms = _without_blanks(tagged_answer(problem, completion)).split("+")
+  answer = tagged_answer(problem, completion)
+  terms = _without_blanks(answer).split("+")
   if len(terms) != 2:
-    return 0.0
+    return _decided(False, answer)
   for term in terms:
     if term not in numbers:
-      return 0.0
+      return _decided(False, answer)
     numbers.remove(term)
-  return float(sum(map(int, terms)) == int(target))
+  return _decided(sum(map(int, terms)) == int(target), answer)
 
 
-def addition(problem: types.Problem, completion: str) -> float | None:
+def addition(problem: types.Problem, completion: str) -> Grade:
   """The sum of two numbers, `17+25=?`, as an integer in answer tags."""
   question = _ADDITION.fullmatch(problem.question.strip())
   if question is None:
-    return None
+    return Grade("ungradable", None)
   total = sum(map(int, question.groups()))
-  answer = _without_blanks(tagged_answer(problem, completion))
-  return float(answer == str(total))
+  answer = tagged_answer(problem, completion)
+  return _decided(_without_blanks(answer) == str(total), answer)
 
 
-def number(problem: types.Problem, completion: str) -> float | None:
+def number(problem: types.Problem, completion: str) -> Grade:
   """One number, compared exactly; the rule for GSM8K.
 
   The reference is what follows `####`, or the whole reference answer. The
@@ -107,32 +240,127 @@ def number(problem: types.Problem, completion: str) -> float | None:
   match = _NUMBER.fullmatch(reference.rstrip("."))
   expected = match and _decimal(match)
   if expected is None:
-    return None
-  return float(_final_number(problem, completion) == expected)
+    return Grade("ungradable", None)
+  answer = _number_text(problem, completion)
+  value = None if answer is None else _only_number(answer)
+  return _decided(value == expected, answer)
+
+
+def math(problem: types.Problem, completion: str) -> Grade | Pending:
+  r"""One mathematical answer in LaTeX or plain text; the rule for MATH.
+
+  The reference is what the last `\boxed{}` of the reference answer holds, or
+  follows `####`, or all of it. The completion's answer is what its answer tags
+  hold; without such tags it comes from the text after the thinking: the last
+  `\boxed{}`, what follows the last `####`, or "answer is" or "answer:", to the
+  end of that line. Without any of these it is the last number where the
+  reference is one, the last option's letter where it is one, else the last
+  formula between dollars, else the last line. See `equality` for what is equal.
+  """
+  reference = _boxed(problem.answer)
+  if reference is None:
+    reference = problem.answer.rpartition("####")[2]
+  reference = reference.strip()
+  if not 0 < len(reference) <= equality.MAX_CHARACTERS:
+    return Grade("ungradable", None)
+  answer = _math_text(problem, completion, reference)
+  if not answer:
+    return Grade("no_answer", 0.0)
+  right = equality.decide(reference, answer)
+  return (
+    Pending(reference, answer) if right is None else _decided(right, answer)
+  )
 
 
 VERIFIERS: dict[str, Verifier] = {
   "pair_sum": pair_sum,
   "addition": addition,
   "gsm8k": number,
+  "math": math,
 }
 
 
-def _final_number(
-  problem: types.Problem, completion: str
-) -> decimal.Decimal | None:
+def _after_thinking(problem: types.Problem, completion: str) -> str | None:
+  """The text after the thinking; None where there is no end of it."""
   pieces = format.split_tags(problem, completion)
-  tags = pieces[1::2]
-  if "<answer>" in tags or "</answer>" in tags:
-    answer = tagged_answer(problem, completion)
-    return _only_number(answer) if answer is not None else None
-  if tags[-1:] == ["<think>"]:
+  return None if pieces[1::2][-1:] == ["<think>"] else pieces[-1]
+
+
+def _has_answer_tags(problem: types.Problem, completion: str) -> bool:
+  tags = format.split_tags(problem, completion)[1::2]
+  return "<answer>" in tags or "</answer>" in tags
+
+
+def _number_text(problem: types.Problem, completion: str) -> str | None:
+  if _has_answer_tags(problem, completion):
+    return tagged_answer(problem, completion)
+  text = _after_thinking(problem, completion)
+  if text is None:
     return None
-  _, mark, answer = pieces[-1].rpartition("####")
+  _, mark, answer = text.rpartition("####")
   if mark:
-    return _only_number(answer.strip().partition("\n")[0])
-  last = collections.deque(_NUMBER.finditer(pieces[-1]), maxlen=1)
-  return _decimal(last[0]) if last else None
+    return answer.strip().partition("\n")[0]
+  return _last(_NUMBER, text)
+
+
+def _math_text(
+  problem: types.Problem, completion: str, reference: str
+) -> str | None:
+  tagged = _has_answer_tags(problem, completion)
+  read = tagged_answer if tagged else _after_thinking
+  text = read(problem, completion)
+  if text is None:
+    return None
+  if "\\boxed" in text:
+    return _boxed(text)
+  _, mark, answer = text.rpartition("####")
+  if mark:
+    return _line(answer)
+  said = _last_match(_SAID, text)
+  if said:
+    return _line(text[said.end() :])
+  if tagged:
+    return text
+  if equality.is_number(reference):
+    return _last(_NUMBER_OR_RATIO, text)
+  if equality.is_choice(reference):
+    return _last(_LETTER, text)
+  formula = _last_match(_FORMULA, text)
+  if formula:
+    return formula[0]
+  return text.strip().rpartition("\n")[2]
+
+
+def _line(text: str) -> str:
+  """The first line or sentence, without the marks of emphasis around it."""
+  line = text.strip().partition("\n")[0].partition(". ")[0]
+  return line.strip("* ")
+
+
+def _boxed(text: str) -> str | None:
+  r"""What the last `\boxed{...}` holds; None if it is missing or not closed."""
+  start = text.rfind("\\boxed")
+  if start < 0:
+    return None
+  box = _BOX.match(text, start)
+  if box is None:
+    return None
+  depth = 1
+  for brace in _BRACE.finditer(text, box.end()):
+    depth += {"{": 1, "}": -1}.get(brace[0], 0)
+    if depth == 0:
+      return text[box.end() : brace.start()].strip()
+  return None
+
+
+def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+  found = collections.deque(pattern.finditer(text), maxlen=1)
+  return found[0] if found else None
+
+
+def _last(pattern: re.Pattern[str], text: str) -> str | None:
+  match = _last_match(pattern, text)
+  return match and match[0]
 
 
 def _only_number(text: str) -> decimal.Decimal | None:

@@ -6,10 +6,11 @@ take forever and so belongs into a process that can be killed (`workers`). This
 module does not import JAX.
 
 No text is evaluated as code. An expression goes through latex2sympy2_extended,
-whose parser is a grammar (ANTLR) that builds sympy's objects one by one.
-math-verify's other way in, for plain text, calls sympy's `parse_expr`, hence
-`eval`; it is not used: plain text is rewritten as LaTeX here. In a worker, an
-audit hook ends the process should anything call `eval`, `exec` or `compile`.
+whose parser is a grammar (ANTLR) that builds sympy's objects one by one. Two of
+its ways lead to sympy's `parse_expr`, hence to `eval`, and are not taken:
+math-verify's for plain text, which is rewritten as LaTeX here, and the parser's
+own for numerals, which `_Parser` replaces. In a worker, an audit hook ends the
+process should anything still call `eval`, `exec` or `compile`.
 
 Stricter than math-verify, because a policy would find out:
 
@@ -28,8 +29,9 @@ import functools
 import re
 from typing import NamedTuple
 
-import latex2sympy2_extended
 import math_verify
+import sympy
+from latex2sympy2_extended import latex2sympy2, math_normalization
 
 # Longer answers are wrong: none that we grade comes near.
 MAX_CHARACTERS = 1000
@@ -117,7 +119,8 @@ _FRONT = re.compile(r"[A-Za-z]\s*\\in(?![A-Za-z])|\\approx(?![A-Za-z])")
 _TEXT_UNIT = re.compile(r"\s*\\text\{[^{}]*\}(?:\s*\^\s*\{?[0-9]\}?)?$")
 _WORD_UNIT = re.compile(
   r"(?<=[0-9}])"
-  r"(?:\s+[A-Za-z][A-Za-z./ ]*[A-Za-z]\.?|\s*(?:[ckm]?m|[km]?g|ft|mph|in|[shL]))"
+  r"(?:\s+[A-Za-z][A-Za-z./ ]*[A-Za-z]\.?"
+  r"|\s*(?:[ckm]?m|[km]?g|ft|mph|in|[shL]))"
   r"(?:\s*\^\s*\{?[0-9]\}?)?$"
 )
 # Words after a number that are part of it.
@@ -146,8 +149,9 @@ _THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _MATRIX = re.compile(
   r"\\begin\{([bp]?matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end\{\1\}"
 )
+_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|lt|gt|ne)(?![A-Za-z])")
-_NORMALIZATION = latex2sympy2_extended.NormalizationConfig(
+_NORMALIZATION = math_normalization.NormalizationConfig(
   basic_latex=True,
   units=False,
   malformed_operators=True,
@@ -172,6 +176,16 @@ def equal(reference: str, answer: str) -> bool:
   if decided is not None:
     return decided
   return _equal(_canonical(reference), _canonical(answer))
+
+
+def is_number(text: str) -> bool:
+  """Whether the answer is a rational number, written as one."""
+  return _rational(_TEXT.sub(r"\1", _canonical(text))) is not None
+
+
+def is_choice(text: str) -> bool:
+  """Whether the answer is the letter of an option, such as (C)."""
+  return bool(_CHOICE.fullmatch(_TEXT.sub(r"\1", _canonical(text))))
 
 
 def warm_up() -> None:
@@ -443,14 +457,20 @@ def _verify(reference: str, answer: str) -> bool:
   )
   parsed = []
   for text in (reference, answer):
+    text = _COMMA.sub("", text)
+    text = math_normalization.normalize_latex(text, _NORMALIZATION)
     try:
-      parsed.append(
-        latex2sympy2_extended.latex2sympy(
-          text, is_real=is_real, normalization_config=_NORMALIZATION
-        )
-      )
+      parsed.append(_Parser(is_real=is_real).parse(text))
     except Exception:  # The parser raises whatever it meets.
       return False
   return math_verify.verify(
     *parsed, allow_set_relation_comp=True, timeout_seconds=None
   )
+
+
+class _Parser(latex2sympy2._Latex2Sympy):
+  """The parser of LaTeX, with numerals that do not pass through `eval`."""
+
+  def parse_number(self, text: str) -> sympy.Number:
+    text = text.replace(",", "")
+    return sympy.Integer(text) if text.isdigit() else sympy.Float(text)

@@ -188,6 +188,7 @@ class _Helper:
       key: os.environ[key] for key in ("PATH", "LANG") if key in os.environ
     }
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    environment["PYTHONHASHSEED"] = "0"  # Sympy's ways depend on it.
     with theirs:
       self._process = subprocess.Popen(
         [sys.executable, "-m", "grpo_jax.rewards.worker", str(theirs.fileno())],

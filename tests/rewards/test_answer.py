@@ -23,7 +23,7 @@ def gsm8k(reference="She has 6 * 3 = <<6*3=18>>18 eggs.\n#### 18"):
 
 
 def grade(problem, completion):
-  (value,) = answer.accuracy([problem], [completion])
+  (value,) = answer.accuracy([problem], [completion]).scores
   return value
 
 
@@ -218,7 +218,7 @@ class TestNumber:
 
   def test_grades_sources_that_have_no_rule_of_their_own(self):
     problem = types.Problem("q", "7", "their_own.jsonl", "q")
-    assert answer.accuracy([problem] * 2, ["it is 7", "8"]) == [1.0, 0.0]
+    assert answer.accuracy([problem] * 2, ["it is 7", "8"]).scores == [1.0, 0.0]
 
   def test_grades_every_reference_of_gsm8k_as_right(self, shared_data):
     lines = (shared_data / "gsm8k" / "test.jsonl").read_text().splitlines()
