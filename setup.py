@@ -39,6 +39,10 @@ setuptools.setup(
     "ml_dtypes>=0.5",
     # The language of a chain of thought: NumPy alone, 5 MB with its model.
     "py3langid>=0.4,<0.5",
+    # Equality of mathematical answers; the parser's class is derived from.
+    "math-verify>=0.9,<0.10",
+    "latex2sympy2_extended>=1.11,<1.12",
+    "sympy>=1.13,<1.15",
     # What one sees: the picture of a run, and TensorBoard event files.
     "matplotlib>=3.9,<4",
     "tensorboardX>=2.6.2,<3",

@@ -74,7 +74,10 @@ _NUMBER_OR_RATIO = re.compile(
   r"(?:\s?\\?%)?"
 )
 _LETTER = re.compile(r"(?<![A-Za-z])[A-Z](?![A-Za-z'])")
-_FORMULA = re.compile(r"(?<!\\)\$[^$]+\$|\\\([^()]*\\\)|\\\[[^\[\]]*\\\]")
+_FORMULA = re.compile(
+  r"(?<!\\)\$(?:\\.|[^$\\])+\$|\\\([^()]*\\\)|\\\[[^\[\]]*\\\]"
+)
+_SENTENCE = re.compile(r"\.\s+(?=[A-Z])")
 _BOX = re.compile(r"\\boxed\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
@@ -83,7 +86,7 @@ def accuracy(
   problems: Sequence[types.Problem],
   completions: Sequence[str],
   *,
-  deadline: float = 3.0,
+  deadline: float | int = 3.0,
   num_workers: int = 0,
 ) -> Result:
   """1.0 where the final answer is right, 0.0 where it is not.
@@ -112,7 +115,7 @@ def grades(
   problems: Sequence[types.Problem],
   completions: Sequence[str],
   *,
-  deadline: float = 3.0,
+  deadline: float | int = 3.0,
   num_workers: int = 0,
 ) -> list[Grade]:
   """What became of each completion; for the arguments see `accuracy`.
@@ -162,7 +165,7 @@ def grade(
   *,
   prompt: str = "",
   source: str = "math",
-  deadline: float = 3.0,
+  deadline: float | int = 3.0,
 ) -> Grade:
   """What became of one completion, by the rule for mathematics.
 
@@ -318,7 +321,8 @@ def _math_text(
     return _line(answer)
   said = _last_match(_SAID, text)
   if said:
-    return _line(text[said.end() :])
+    formula = _FORMULA.match(text, said.end())
+    return formula[0] if formula else _line(text[said.end() :])
   if tagged:
     return text
   if equality.is_number(reference):
@@ -333,8 +337,8 @@ def _math_text(
 
 def _line(text: str) -> str:
   """The first line or sentence, without the marks of emphasis around it."""
-  line = text.strip().partition("\n")[0].partition(". ")[0]
-  return line.strip("* ")
+  line = text.strip().partition("\n")[0]
+  return _SENTENCE.split(line, maxsplit=1)[0].strip("* ")
 
 
 def _boxed(text: str) -> str | None:

@@ -105,20 +105,25 @@ _REWRITES = [
       r"\\\1 ",
     ),
     (r"(?<=[)\]])\s*U\s*(?=[(\[])", r"\\cup "),
+    # Fractions in parentheses, as `(5)/(13)i`.
+    (
+      r"(?<![A-Za-z])\(\s*(-?[0-9]+)\s*\)\s*/\s*\(\s*([0-9]+)\s*\)",
+      r"\\frac{\1}{\2}",
+    ),
     (r"\u221a\s*([0-9]+|[a-z](?![a-z]))", r"\\sqrt{\1}"),
     (r"\u221a", r"\\sqrt"),
     (r"(?<![A-Za-z\\])sqrt(?![A-Za-z])", r"\\sqrt"),
+    (r"\s*([-+=,/(\[<>^_&])\s*|\s+(?=[)\]])", r"\1"),
   )
 ]
 _AND_OR = re.compile(
   r"\s*,?\s*(?:\\text\{\s*,?\s*(?:and|or)\s*,?\s*\}|\b(?:and|or)\b)\s*"
 )
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
-# `x \in`, and an `approximately` in front of a number.
-_FRONT = re.compile(r"[A-Za-z]\s*\\in(?![A-Za-z])|\\approx(?![A-Za-z])")
+_FRONT = re.compile(r"[A-Za-z] ?\\in(?![A-Za-z])|\\approx(?![A-Za-z])")
 _TEXT_UNIT = re.compile(r"\s*\\text\{[^{}]*\}(?:\s*\^\s*\{?[0-9]\}?)?$")
 _WORD_UNIT = re.compile(
-  r"(?<=[0-9}])"
+  r"(?:(?<=[0-9})])|(?<=\\pi))"
   r"(?:\s+[A-Za-z][A-Za-z./ ]*[A-Za-z]\.?"
   r"|\s*(?:[ckm]?m|[km]?g|ft|mph|in|[shL]))"
   r"(?:\s*\^\s*\{?[0-9]\}?)?$"
@@ -141,8 +146,12 @@ _RATIO = re.compile(
   rf" ?(?:\{{([-+]?{_NUMBER})\}}|([0-9]))"
   rf"|([-+]?)(?:([0-9]+) )?({_NUMBER})/({_NUMBER})"
 )
-_BASE = re.compile(r"([0-9A-Z]+)_\{?([0-9]{1,2})\}?")
-_CHOICE = re.compile(r"\(?([A-Z])\)?(?:[.:)] .*)?")
+_BASE = re.compile(r"(-?[0-9A-Z]+)_\{?([0-9]{1,2})\}?")
+# What follows the letter of an option must not name another one.
+_CHOICE = re.compile(
+  r"\(?([A-Z])\)?(?:[.:)] (?!,)(?:(?<![A-Za-z])[A-Z](?=[A-Za-z])|[^A-Z]"
+  r"|(?<=[A-Za-z])[A-Z])*)?"
+)
 _WORDS = re.compile(r"[A-Za-z]{4,}(?:[ -][A-Za-z]+)*")
 _CLOCK = re.compile(r"[0-9]+(?: ?: ?[0-9]+)+")
 _THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
@@ -213,7 +222,8 @@ def _canonical(text: str) -> str:
     text = _braced(text, opening)
   text = _AND_OR.sub(", ", " ".join(text.split()))
   front = _FRONT.match(text)
-  text = text[front.end() if front else 0 :].strip(" .,;:")
+  text = text[front.end() if front else 0 :]
+  text = text.partition("\\approx")[0].strip(" .,;:")
   unit = _TEXT_UNIT.search(text)
   if unit and _TEXT.sub("", text[: unit.start()]).strip(" ()"):
     text = text[: unit.start()]
@@ -267,10 +277,13 @@ def _aligned(reference: str, answer: str) -> tuple[str, str]:
   """Both texts, the one that is an equation without its left side.
 
   `x = 5` answers a reference of 5, and 5 one of `x = 5`. Where both are
-  equations, or none is, they stay what they are.
+  equations, they stay what they are unless both name the same thing.
   """
   pair = [reference, answer]
   sides = [_split(text, "=") for text in pair]
+  if len(sides[0]) == len(sides[1]) == 2 and sides[0][0] == sides[1][0]:
+    if _is_name(sides[0][0]):
+      return sides[0][1], sides[1][1]
   if (len(sides[0]) > 1) != (len(sides[1]) > 1):
     which = int(len(sides[1]) > 1)
     left, right = sides[which][0], sides[which][-1]
@@ -463,9 +476,25 @@ def _verify(reference: str, answer: str) -> bool:
       parsed.append(_Parser(is_real=is_real).parse(text))
     except Exception:  # The parser raises whatever it meets.
       return False
+  if _apart(*parsed):
+    return False
   return math_verify.verify(
     *parsed, allow_set_relation_comp=True, timeout_seconds=None
   )
+
+
+def _apart(one: sympy.Basic, other: sympy.Basic) -> bool:
+  """Whether two constants differ by more than rounding.
+
+  math-verify compares to 15 places after the point, so that any two numbers
+  below 1e-15 are equal to it, and then tries to simplify the difference.
+  """
+  if not all(isinstance(x, sympy.Expr) and x.is_number for x in (one, other)):
+    return False
+  sizes = [sympy.Abs(x).evalf(15) for x in (one - other, one, other)]
+  if not all(size.is_comparable for size in sizes):
+    return False
+  return bool(sizes[0] > 1e-5 * max(sizes[1:]))
 
 
 class _Parser(latex2sympy2._Latex2Sympy):

@@ -257,6 +257,26 @@ def test_gsm8k_text_thinks_without_annotations_and_then_answers(
     assert document.endswith(f"</think><answer>{problem.answer}</answer>")
 
 
+def test_math_is_read_from_a_folder_and_tested_on_other_problems(
+  load, shared_data
+):
+  path = str(shared_data / "math")
+  train, test = (load("math", s, path=path) for s in ("train", "test"))
+  questions = [[p.question.strip() for p in part] for part in (train, test)]
+  assert len(test) == 500 and 7490 <= len(train) < 7500
+  assert len(set(questions[0])) == len(train)
+  assert not set(questions[0]) & set(questions[1])
+  assert {p.source for p in train} == {"math"}
+  assert all(p.answer for p in (*train, *test))
+  assert test[0].answer == r"\left( 3, \frac{\pi}{2} \right)"
+
+
+def test_math_says_where_its_files_should_be(load, monkeypatch):
+  monkeypatch.delenv("GRPO_JAX_DATA", raising=False)
+  with pytest.raises(FileNotFoundError, match="option path, or set GRPO_JAX"):
+    load("math", "train")
+
+
 def test_gsm8k_lies_beside_other_data_where_the_environment_says(
   load, write, tmp_path, monkeypatch
 ):

@@ -1,13 +1,16 @@
 """The accuracy rules: what counts as right, and what cannot be passed off."""
 
+import collections
 import json
 import random
 import time
 
+import hostile
 import pytest
+import surface
 
 from grpo_jax import types
-from grpo_jax.rewards import answer
+from grpo_jax.rewards import answer, workers
 
 
 def pair_sum(question="35,22,13,19=35?"):
@@ -20,6 +23,10 @@ def addition(question="17+25=?"):
 
 def gsm8k(reference="She has 6 * 3 = <<6*3=18>>18 eggs.\n#### 18"):
   return types.Problem("How many?", reference, "gsm8k", "User: How many?\n")
+
+
+def math(reference=r"\frac{1}{2}"):
+  return types.Problem("How much?", reference, "math", "User: How much?\n")
 
 
 def grade(problem, completion):
@@ -231,7 +238,209 @@ class TestNumber:
       assert grade(problem, f"<answer>{final}1</answer>") == 0.0
 
 
-@pytest.mark.parametrize("problem", [pair_sum(), addition(), gsm8k()])
+class TestMath:
+  @pytest.mark.parametrize(
+    "completion",
+    [
+      r"<think>a</think><answer>\frac12</answer>",
+      r"<think>a</think><answer>It is $\boxed{ \frac{1}{2} }$.</answer>",
+      r"<think>\boxed{7}</think> So \boxed{\frac{1}{2}} it is.",
+      r"\boxed{7}, no: \boxed {\frac {1} {2}}",
+      "#### 7\n#### 1/2",
+      "The answer is 7. No! The answer is **0.5**. Check: 2 * 0.5 = 1",
+      r"Answer: $\frac{1}{2}$ of it",
+      r"the final answer is: \(1/2\)",
+      "so x = 1/2",
+      "it is 50%",
+    ],
+  )
+  def test_is_read_from_tags_then_a_box_then_marks_then_the_end(
+    self, completion
+  ):
+    assert grade(math(), completion) == 1.0
+
+  @pytest.mark.parametrize(
+    "completion, outcome",
+    [
+      ("", "no_answer"),
+      ("I do not know", "no_answer"),
+      ("<think>1/2", "no_answer"),
+      ("<think>1/2</think>", "no_answer"),
+      ("<answer></answer> 1/2", "no_answer"),
+      ("<answer>1/2</answer><answer>1/2</answer>", "no_answer"),
+      ("<answer>1/2</answer><think>so it was</think>", "no_answer"),
+      ("<answer>1/2</answer> or 3", "no_answer"),
+      ("<answer><think>1/2</think></answer>", "no_answer"),
+      (r"<think>so <answer>\boxed{1/2}</answer></think>", "no_answer"),
+      (r"1/2 \boxed{1/2", "no_answer"),
+      (r"\boxed{1/2} \boxed{", "no_answer"),
+      (r"\boxed{}", "no_answer"),
+      (r"\boxed{1/2} or \boxed{1/3}", "wrong"),
+      (r"\boxed{1/2 or 1/3}", "wrong"),
+      (r"<answer>\boxed{1/2}, \boxed{1/3}</answer>", "wrong"),
+      ("<answer>1/2 or 1/3</answer>", "wrong"),
+      (r"\boxed{1-1/2}", "wrong"),
+      ("The answer is 1/2 or so", "wrong"),
+      ("1/2 then 7", "wrong"),
+    ],
+  )
+  def test_nothing_else_counts(self, completion, outcome):
+    assert answer.grades([math()], [completion])[0].outcome == outcome
+
+  def test_says_what_was_extracted(self):
+    right = answer.grade("5", r"\boxed{5 \text{ cm}}")
+    assert right == ("correct", 1.0, r"5 \text{ cm}")
+    assert answer.grade("5", "6 apples") == ("wrong", 0.0, "6")
+    assert answer.grade("5", "none") == ("no_answer", 0.0, None)
+
+  def test_thinking_that_the_prompt_opened_must_be_closed(self):
+    given = dict(answer="5", prompt="Think. <think>\n")
+    assert answer.grade(completion="5", **given).outcome == "no_answer"
+    assert answer.grade(completion="a</think>5", **given).score == 1.0
+
+  @pytest.mark.parametrize(
+    "reference, text",
+    [
+      (r"so it is $\boxed{\frac{3}{4}}$.", "3/4"),
+      ("3 + 4 = 7\n#### 7", "7"),
+      (r"\text{(C)}", "I choose (C)."),
+      (r"\text{Evelyn}", "it is\nEvelyn"),
+      ("x+1", "hence $1+x$ as above"),
+    ],
+  )
+  def test_a_reference_may_be_a_solution_and_any_kind_of_answer(
+    self, reference, text
+  ):
+    assert grade(math(reference), text) == 1.0
+
+  @pytest.mark.parametrize("reference", ["", " ", "#### ", "x" * 1001])
+  def test_without_a_reference_nothing_can_be_graded(self, reference):
+    (graded,) = answer.grades([math(reference)], [r"\boxed{1}"])
+    assert graded == ("ungradable", None, None)
+
+  def test_what_hangs_the_grader_earns_what_a_wrong_answer_earns(self):
+    texts = [r"\boxed{9^{9^{9^9}}}", r"\boxed{\sqrt{3}}", r"\boxed{2^{1/2}}"]
+    graded = answer.grades([math(r"\sqrt{2}")] * 3, texts, deadline=1.0)
+    assert [g.outcome for g in graded] == ["timed_out", "wrong", "correct"]
+    assert [g.score for g in graded] == [0.0, 0.0, 1.0]
+
+  @pytest.mark.parametrize("deadline", [0, -1, float("nan"), float("inf")])
+  def test_a_deadline_is_a_positive_number(self, deadline):
+    with pytest.raises(ValueError, match="positive number of seconds"):
+      answer.grade("5", "5", deadline=deadline)
+
+
+def test_every_outcome_is_a_share_of_all_completions():
+  problems = [math(r"\sqrt{2}")] * 3 + [math(""), gsm8k()]
+  texts = [r"\boxed{\sqrt2}", "no", r"$\sqrt{3}$", "5", "18"]
+  result = answer.accuracy(problems, texts)
+  assert result.scores == [1.0, 0.0, 0.0, None, 1.0]
+  assert {name: sum(rows) for name, rows in result.metrics.items()} == {
+    "correct": 2,
+    "wrong": 2,
+    "no_answer": 0,
+    "timed_out": 0,
+    "crashed": 0,
+    "ungradable": 1,
+  }
+
+
+def test_a_verifier_may_return_a_bare_score(monkeypatch):
+  rule = {"mine": lambda problem, completion: len(completion) / 4}
+  monkeypatch.setattr(answer, "VERIFIERS", rule)
+  problem = types.Problem("q", "a", "mine", "q")
+  graded = answer.grades([problem] * 2, ["abcd", "a"])
+  assert [g[:2] for g in graded] == [("correct", 1.0), ("wrong", 0.25)]
+
+
+def sample(references, size):
+  return random.Random(0).sample(references, size)
+
+
+def test_answers_of_math_are_right_in_all_forms(shared_data):
+  for reference in sample(surface.math_references(shared_data), 60):
+    forms = surface.math_forms(reference)
+    assert len(forms) >= 10
+    for name, graded in zip(
+      forms,
+      answer.grades([math(reference)] * len(forms), list(forms.values())),
+      strict=True,
+    ):
+      assert graded.outcome == "correct", (reference, name, graded)
+
+
+def test_answers_near_those_of_math_are_wrong(shared_data):
+  for reference in sample(surface.math_references(shared_data), 60):
+    for name, near in surface.math_perturbed(reference):
+      text = f"<answer>{near}</answer>"
+      assert grade(math(reference), text) == 0.0, (reference, name)
+
+
+def test_answers_of_gsm8k_are_right_in_all_forms_and_near_ones_wrong(
+  shared_data,
+):
+  for reference in sample(surface.gsm8k_references(shared_data), 500):
+    forms = surface.gsm8k_forms(reference)
+    assert len(forms) >= 10
+    for name, completion in forms.items():
+      assert grade(gsm8k(reference), completion) == 1.0, (reference, name)
+    for name, near in surface.gsm8k_perturbed(reference):
+      text = f"<answer>{near}</answer>"
+      assert grade(gsm8k(reference), text) == 0.0, (reference, name)
+
+
+def check_hostile(count, seed):
+  """Grades hostile text; returns how often each outcome occurred."""
+  hostile.SENTINEL.unlink(missing_ok=True)
+  cases = hostile.corpus(count, seed)
+  start = time.monotonic()
+  outcomes = [
+    answer.grade(reference, completion, deadline=1.0)
+    for reference, completion in cases
+  ]
+  hung = sum(o.outcome == "timed_out" for o in outcomes)
+  # Nothing takes longer than its deadline, and the rest is fast.
+  assert time.monotonic() - start < 30 + 2 * hung + 0.2 * count
+  assert not hostile.SENTINEL.exists()
+  assert all(o.outcome in answer.OUTCOMES[:5] for o in outcomes)
+  return collections.Counter(o.outcome for o in outcomes)
+
+
+def test_hostile_text_neither_hangs_nor_crashes_nor_runs():
+  counts = check_hostile(300, seed=1)
+  assert counts["wrong"] > 100
+  assert answer.grade(r"\sqrt{2}", r"\boxed{2^{1/2}}").score == 1.0
+
+
+@pytest.mark.slow
+def test_ten_thousand_hostile_texts_neither_hang_nor_crash_nor_run():
+  counts = check_hostile(10_000, seed=0)
+  assert sum(counts.values()) == 10_000
+  assert answer.grade(r"\sqrt{2}", r"\boxed{2^{1/2}}").score == 1.0
+
+
+@pytest.mark.parametrize("reference", hostile.REFERENCES)
+def test_python_in_any_place_of_an_answer_is_not_run(reference):
+  """It never even gets to where the guard of the process would end it."""
+  hostile.SENTINEL.unlink(missing_ok=True)
+  texts = [
+    reference[:i] + code + reference[i:]
+    for code in hostile.PYTHON[:3]
+    for i in range(len(reference) + 1)
+  ]
+  outcomes = workers.shared().map(
+    "grpo_jax.rewards.equality:equal",
+    [(reference, text) for text in texts],
+    deadline=3.0,
+  )
+  assert not hostile.SENTINEL.exists()
+  assert not any(o.value for o in outcomes)
+  assert not any("refused" in o.detail for o in outcomes)
+
+
+@pytest.mark.parametrize(
+  "problem", [pair_sum(), addition(), gsm8k(), math(), math(r"\sqrt{2}")]
+)
 @pytest.mark.parametrize(
   "text",
   [
@@ -245,6 +454,18 @@ class TestNumber:
     "#### " * 10**5,
     " " * 3 * 10**5,
     "22+" * 3 * 10**5,
+    "\\boxed{" * 10**5,
+    "\\boxed{x}" * 10**5,
+    "\\boxed" + " " * 3 * 10**5,
+    "{" * 3 * 10**5,
+    "\\(" * 3 * 10**5,
+    "\\[" * 3 * 10**5,
+    "$" * 3 * 10**5,
+    "\\$" * 3 * 10**5,
+    "answer is " * 10**5,
+    "answer: 1. " * 10**5,
+    "A" * 3 * 10**5,
+    "1/" * 3 * 10**5,
   ],
   ids=lambda text: text[:7],
 )
