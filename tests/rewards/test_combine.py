@@ -2,13 +2,16 @@
 
 import math
 import re
+import threading
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import config_dict
 
-from grpo_jax import types
+from grpo_jax import configs, types
 from grpo_jax.rewards import combine
+from grpo_jax.rewards import terms as terms_lib
 
 GOOD = "<think>22+13=35 ok</think><answer>22+13</answer>"
 PROBLEM = types.Problem("35,22,13,19=35?", "22+13", "pair_sum", "")
@@ -115,3 +118,165 @@ def test_there_must_be_rewards_and_a_problem_for_each_completion():
     combine.check({})
   with pytest.raises(ValueError, match="2 completions .* 1 problems"):
     combine.score({"format": 1.0}, [PROBLEM], [GOOD, GOOD])
+
+
+# Options, gates, and functions of the user's own.
+
+
+def length(problems, completions, *, most, scale=1.0):
+  return [scale * min(len(text), most) for text in completions]
+
+
+def tokens(problems, completions, *, lengths, truncated):
+  return np.where(truncated, -1.0, lengths)
+
+
+def nobody_knows(problems, completions):
+  return [None] * len(completions)
+
+
+def outcomes(problems, completions):
+  empty = [not text for text in completions]
+  kept = [
+    None if e else len(t) for e, t in zip(empty, completions, strict=True)
+  ]
+  return terms_lib.Result([1.0] * len(completions), {"e": empty, "n": kept})
+
+
+_MEET = threading.Barrier(2, timeout=30)
+
+
+def meets(problems, completions):
+  _MEET.wait()  # Breaks unless two terms are in here at once.
+  return [float(threading.current_thread() is threading.main_thread())] * len(
+    completions
+  )
+
+
+@terms_lib.on_device
+def device(problems, completions):
+  return [float(threading.current_thread() is threading.main_thread())] * len(
+    completions
+  )
+
+
+def fails(problems, completions):
+  raise OSError("The service is gone.")
+
+
+def own(name, weight=1.0, **options):
+  return dict(weight=weight, function=f"{__name__}:{name}", **options)
+
+
+def score(texts=("a", "bcd"), **section):
+  return combine.score(section, [PROBLEM] * len(texts), list(texts))
+
+
+def test_options_of_a_term_are_those_of_its_function():
+  scores = score(
+    size=own("length", 2.0, most=2), half=own("length", most=9, scale=0.5)
+  )
+  np.testing.assert_array_equal(scores.terms["size"], [1, 2])
+  np.testing.assert_array_equal(scores.terms["half"], [0.5, 1.5])
+  np.testing.assert_array_equal(scores.rewards, [2.5, 5.5])
+
+
+def test_a_config_dict_is_as_good_as_a_dict():
+  section = config_dict.ConfigDict()
+  section.rewards = dict(
+    accuracy=1.0, format=dict(weight=1, only_if=dict(accuracy=1.0))
+  )
+  combine.check(section.rewards)
+  scores = combine.score(section.rewards, [PROBLEM], [GOOD])
+  np.testing.assert_array_equal(scores.rewards, [2.0])
+
+
+def test_a_gated_term_counts_where_the_other_reaches_its_least_value():
+  gated = own("length", most=9, only_if={"accuracy": 1.0})
+  wrong = GOOD.replace("13<", "19<")
+  scores = score([GOOD, wrong], accuracy=1.0, size=gated)
+  np.testing.assert_array_equal(scores.rewards, [10.0, 0.0])
+  np.testing.assert_array_equal(scores.terms["size"], [9.0, 9.0])
+  assert scores.valid.all()
+
+
+def test_a_term_behind_a_closed_gate_needs_no_score():
+  gated = own("nobody_knows", only_if={"accuracy": 1.0})
+  scores = score([GOOD, "no"], accuracy=1.0, judge=gated)
+  np.testing.assert_array_equal(scores.valid, [False, True])
+  np.testing.assert_array_equal(scores.rewards, [0.0, 0.0])
+
+
+def test_a_gate_without_a_score_leaves_its_row_without_a_reward():
+  gated = own("length", most=9, only_if={"gate": 0.5})
+  scores = score(gate=own("nobody_knows", 0.0), size=gated)
+  assert not scores.valid.any()
+
+
+def test_what_a_term_logs_besides_is_kept_by_row():
+  scores = score(["", "bcd"], mine=own("outcomes"))
+  np.testing.assert_array_equal(scores.metrics["mine/e"], [1, 0])
+  np.testing.assert_array_equal(scores.metrics["mine/n"], [np.nan, 3])
+  assert list(scores.terms) == ["mine"]
+
+
+def test_lengths_in_tokens_are_given_to_terms_that_ask_for_them():
+  scores = combine.score(
+    {"n": own("tokens")},
+    [PROBLEM] * 2,
+    ["a", "b"],
+    lengths=np.array([3, 4]),
+    truncated=np.array([False, True]),
+  )
+  np.testing.assert_array_equal(scores.rewards, [3.0, -1.0])
+
+
+def test_terms_run_at_once_and_those_of_the_device_in_the_callers_thread():
+  finish = combine.begin(
+    {"a": own("meets"), "b": own("meets"), "c": own("device")}, [PROBLEM], ["x"]
+  )
+  scores = finish()
+  assert [float(scores.terms[name][0]) for name in "abc"] == [0.0, 0.0, 1.0]
+
+
+def test_an_error_in_a_term_is_raised_by_the_caller():
+  with pytest.raises(OSError, match="service is gone"):
+    score(a=own("fails"), format=1.0)
+
+
+@pytest.mark.parametrize(
+  "section, sentence",
+  [
+    (dict(format={}), "config.rewards.format lacks the field 'weight'"),
+    (dict(format=dict(weight=1, wieght=2)), "no field 'wieght'; did you mean"),
+    (dict(format=dict(weight=1, most=2)), "no field 'most'; there are"),
+    (dict(a=own("length")), "config.rewards.a lacks the field 'most'"),
+    (dict(a=own("length", most=1, mots=2)), "'mots'; did you mean 'most'"),
+    (dict(a=own("tokens", lengths=3)), "no field 'lengths'"),
+    (dict(a=own("missing")), "'a' cannot be imported from .*'missing'"),
+    (dict(a=dict(weight=1, function="no_such_module:f")), "cannot be imported"),
+    (dict(a=dict(weight=1, function="math.sqrt")), "must be 'package.module:f"),
+    (dict(a=dict(weight=1, function="math:pi")), "math:pi, is no function"),
+    (dict(a=1.0), "no reward 'a'; .* function='package.module:function'"),
+    (dict(format=own("length", most=1)), "'format' is a built-in reward"),
+    (dict(format=dict(weight=1, only_if=3)), "only_if must name terms"),
+    (
+      dict(format=dict(weight=1, only_if=dict(acuracy=1)), accuracy=1),
+      "'acuracy', which is no other reward of this config; did you mean 'acc",
+    ),
+    (dict(format=dict(weight=1, only_if=dict(format=1))), "no other reward"),
+    (
+      dict(format=dict(weight=1, only_if=dict(accuracy="1")), accuracy=1),
+      "only_if.accuracy must be a finite number",
+    ),
+  ],
+  ids=str,
+)
+def test_a_mistake_in_the_config_is_told_in_one_sentence(section, sentence):
+  with pytest.raises(configs.ConfigError, match=sentence):
+    combine.check(section)
+
+
+def test_every_built_in_reward_can_be_imported():
+  for name, path in combine.REWARDS.items():
+    assert callable(combine._load(name, path))
