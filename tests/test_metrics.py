@@ -136,6 +136,10 @@ class TestCompletionsLog:
       np.float32([1.5, 0.0]),
       np.array([True, False]),
       {"accuracy": np.float32([1.0, np.nan])},
+      {
+        "accuracy/correct": np.float32([1.0, 0.0]),
+        "accuracy/crashed": np.float32([0.0, np.nan]),
+      },
     )
     for step in steps:
       log.write(
@@ -158,6 +162,7 @@ class TestCompletionsLog:
       "completion": "it is 3",
       "reward": 1.5,
       "terms": {"accuracy": 1.0},
+      "metrics": {"accuracy/correct": 1.0},
       "length": 4,
       "truncated": False,
     }
@@ -355,6 +360,13 @@ class TestRewardMetrics:
     )
     assert got["rewards/format/mean"] == 0.75
     assert got["reward"] == pytest.approx(2 / 3)
+
+  def test_outcomes_of_grading_are_shares_of_the_rows(self):
+    scores = scores_of([1, 0, 0, 0])._replace(
+      metrics={"accuracy/timed_out": np.float32([0, 1, 0, 0])}
+    )
+    got = metrics.reward_metrics(scores, 2)
+    assert got["rewards/accuracy/timed_out"] == 0.25
 
   def test_no_valid_row_gives_nan_and_no_warning(self, recwarn):
     got = metrics.reward_metrics(scores_of([0, 0], [False, False]), 2)

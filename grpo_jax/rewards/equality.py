@@ -9,8 +9,10 @@ No text is evaluated as code. An expression goes through latex2sympy2_extended,
 whose parser is a grammar (ANTLR) that builds sympy's objects one by one. Two of
 its ways lead to sympy's `parse_expr`, hence to `eval`, and are not taken:
 math-verify's for plain text, which is rewritten as LaTeX here, and the parser's
-own for numerals, which `_Parser` replaces. In a worker, an audit hook ends the
-process should anything still call `eval`, `exec` or `compile`.
+own for numerals, which `_Parser` replaces. Some of sympy's routines also
+evaluate text that they make from an expression, such as `lambdify` when an
+equation is solved. In a worker an audit hook ends the process as soon as
+anything calls `eval`, `exec` or `compile`: such an answer counts as crashed.
 
 Stricter than math-verify, because a policy would find out:
 
