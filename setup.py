@@ -50,6 +50,8 @@ setuptools.setup(
   extras_require={
     "tpu": ["jax[tpu]>=0.10,<0.12"],
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
+    # Problems and scorers of a hundred reasoning tasks.
+    "gym": ["reasoning-gym>=0.1.25,<0.2"],
     "test": [
       "pytest>=8,<10",
       "beartype>=0.20,<0.24",

@@ -25,12 +25,14 @@ class Problem(NamedTuple):
     answer: the reference answer, as the dataset has it.
     source: the dataset's name; chooses the verifier.
     prompt: the text that the policy completes: the question in its template.
+    details: what else the verifier needs, in a form of its own.
   """
 
   question: str
   answer: str
   source: str
   prompt: str
+  details: str = ""
 
 
 @flax.struct.dataclass

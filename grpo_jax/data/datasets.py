@@ -16,6 +16,7 @@ import dataclasses
 import difflib
 import functools
 import hashlib
+import importlib.metadata
 import inspect
 import io
 import json
@@ -29,7 +30,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 
-from grpo_jax.data import prompts, tasks
+from grpo_jax.data import countdown, prompts, tasks
 from grpo_jax.types import Problem
 
 _GSM8K_URL = (
@@ -209,6 +210,127 @@ def task_corpus(
       )
     },
     convert=str,
+  )
+
+
+def countdown_problems(
+  *,
+  train_size: int = 20_000,
+  test_size: int = 1_000,
+  seed: int = 0,
+  num_numbers: int = 4,
+  largest_number: int = 99,
+  largest_target: int = 99,
+) -> Recipe:
+  """Problems of Countdown, see `countdown.problems`.
+
+  Args:
+    train_size: number of training problems.
+    test_size: number of test problems.
+    seed: which ones.
+    num_numbers: how many numbers a problem has.
+    largest_number: numbers are from 1 to this.
+    largest_target: targets are from 1 to this.
+  """
+  sizes = {"train": train_size, "test": test_size}
+  kind = dict(
+    seed=seed,
+    num_numbers=num_numbers,
+    largest_number=largest_number,
+    largest_target=largest_target,
+  )
+  # Asking for few problems and not for many finds bad options at once.
+  countdown.problems("test", **kind | {"size": 1})
+  code = _fingerprint(inspect.getsource(countdown))
+
+  def records(split: str) -> Iterator[Mapping[str, str]]:
+    for p in countdown.problems(split, size=sizes[split], **kind):
+      yield {"question": p.question, "answer": p.answer}
+
+  return Recipe(
+    key=f"train{train_size}-test{test_size}"
+    f"-{'-'.join(map(str, kind.values()))}-{code}",
+    origin="countdown",
+    fields=("question", "answer"),
+    splits=lambda _: {split: records(split) for split in sizes},
+    convert=_problem("countdown"),
+  )
+
+
+def reasoning_gym(
+  *,
+  task: str,
+  train_size: int = 1_000,
+  test_size: int = 100,
+  seed: int = 0,
+  config: Mapping[str, Any] | None = None,
+) -> Recipe:
+  """Problems of a task of the reasoning-gym package (the extra `gym`).
+
+  A hash of the question decides its split, so no question is in both. Tasks
+  whose scorer runs text as code are refused, see `rewards.gym`.
+
+  Args:
+    task: its name there.
+    train_size: number of training problems.
+    test_size: number of test problems.
+    seed: which ones.
+    config: fields of the task's config that differ from its default.
+  """
+  try:
+    from grpo_jax.rewards import gym
+  except ImportError as error:
+    raise ValueError(
+      "The dataset reasoning_gym needs a package that is not installed: pip"
+      f" install 'grpo_jax[gym]'. ({error})"
+    ) from error
+  if min(train_size, test_size) < 1:
+    raise ValueError(f"{train_size=} and {test_size=} must be at least 1.")
+  config = dict(config or {})
+  gym.check(task, config)
+  sizes = {"train": train_size, "test": test_size}
+  # One question in ten is for testing; some tasks repeat questions.
+  most = 1_000 + 2 * max(train_size, 10 * test_size)
+  code = _fingerprint(
+    importlib.metadata.version("reasoning-gym"),
+    inspect.getsource(gym),
+    gym.pack(config),
+  )
+
+  def splits(_: tfds.download.DownloadManager) -> _Splits:
+    found = {split: {} for split in sizes}
+    for question, answer, details in gym.entries(
+      task, count=most, seed=seed, config=config
+    ):
+      split = tasks.split_of((question,))
+      if len(found[split]) < sizes[split]:
+        found[split].setdefault(question, (answer, details))
+      elif all(len(found[s]) == sizes[s] for s in sizes):
+        break
+    for split, size in sizes.items():
+      if len(found[split]) < size:
+        raise ValueError(
+          f"The {split} split of reasoning_gym's {task} got"
+          f" {len(found[split])} different questions from {most}; {size} were"
+          " asked for."
+        )
+    fields = "question", "answer", "details"
+    return {
+      split: (
+        dict(zip(fields, (question, *rest), strict=True))
+        for question, rest in found[split].items()
+      )
+      for split in sizes
+    }
+
+  return Recipe(
+    key=f"{task}-train{train_size}-test{test_size}-seed{seed}-{code}",
+    origin=f"reasoning_gym's {task}",
+    fields=("question", "answer", "details"),
+    splits=splits,
+    convert=lambda question, answer, details: Problem(
+      question, answer, "reasoning_gym", "", details
+    ),
   )
 
 
@@ -622,6 +744,8 @@ def _nearest(name: str, known: Any) -> str:
 DATASETS: dict[str, Callable[..., Recipe]] = {
   **{t: functools.partial(task_problems, t) for t in tasks.TASKS},
   **{f"{t}_corpus": functools.partial(task_corpus, t) for t in tasks.TASKS},
+  "countdown": countdown_problems,
+  "reasoning_gym": reasoning_gym,
   "gsm8k": gsm8k,
   "gsm8k_corpus": gsm8k_corpus,
   "jsonl": jsonl,

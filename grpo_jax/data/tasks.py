@@ -178,7 +178,7 @@ def corpus(
     yield TASKS[task].document(rng.choice(pool), rng, template, mix)
 
 
-def split_of(canonical: tuple[int, ...]) -> str:
+def split_of(canonical: tuple[int | str, ...]) -> str:
   """The split a canonical problem belongs to: by a hash, for ever."""
   text = ",".join(map(str, canonical)).encode()
   digest = hashlib.blake2b(text, digest_size=4).digest()
