@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -18,7 +19,7 @@ from jax.sharding import Mesh
 from grpo_jax.models import hf
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.params import Params
+from grpo_jax.models.params import Params, Specs
 from grpo_jax.state import TrainState
 
 CHECKPOINTS = "checkpoints"
@@ -147,7 +148,11 @@ def tokenizer_directory(source: str | os.PathLike) -> pathlib.Path:
 
 
 def load_policy(
-  source: str | os.PathLike, mesh: Mesh, **overrides: Any
+  source: str | os.PathLike,
+  mesh: Mesh,
+  *,
+  specs: Callable[[ModelConfig], Specs] = params_lib.param_specs,
+  **overrides: Any,
 ) -> tuple[ModelConfig, Params, int]:
   """Returns model, parameters and step of a run's newest checkpoint.
 
@@ -156,6 +161,7 @@ def load_policy(
   Args:
     source: directory of a run, or one of Hugging Face.
     mesh: to place the parameters on.
+    specs: the parameters of such a model, where it is no policy.
     **overrides: fields of ModelConfig that change how, not what, is computed:
       dtype, remat, head_chunk.
 
@@ -175,7 +181,7 @@ def load_policy(
   if step is None:
     raise FileNotFoundError(f"No checkpoint of a model in {workdir}.")
   cfg = ModelConfig(**json.loads(path.read_text()) | overrides)
-  abstract = params_lib.abstract_params(params_lib.param_specs(cfg), mesh)
+  abstract = params_lib.abstract_params(specs(cfg), mesh)
   params = manager.restore(
     step,
     args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract)),

@@ -28,6 +28,7 @@ FLOORS = {
   "grpo_jax.metrics": 4,
   "grpo_jax.optimizer": 4,
   "grpo_jax.report": 4,
+  "grpo_jax.reward_models": 4,
   "grpo_jax.state": 4,
   "grpo_jax.step": 4,
   "grpo_jax.stages": 5,

@@ -3,7 +3,8 @@
 The shift by one lives here and nowhere else: what these functions return for
 position t belongs to `tokens[..., t]` and was predicted from the position
 before it. P prompts, G completions each, N completion slots; D width, V
-vocabulary.
+vocabulary. A scalar head has no shift: its number belongs to the token whose
+hidden state it reads.
 """
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from grpo_jax import sharding
 from grpo_jax.losses import vocabulary
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.params import Params
+from grpo_jax.models.params import Params, ParamSpec, Specs, zeros
 
 
 def head_matrix(params: Params, cfg: ModelConfig) -> Float[Array, "D V"]:
@@ -90,3 +91,23 @@ def text_stats(
   return vocabulary.TokenStats(
     *(None if x is None else jnp.pad(x, ((0, 0), (1, 0))) for x in stats)
   )
+
+
+def scalar_specs(cfg: ModelConfig) -> Specs:
+  """Returns the parameters of a scalar head: a reward or a value per token.
+
+  It starts at 0: a reward model that prefers nothing, a value of nothing known.
+  """
+  return {
+    "weight": ParamSpec((cfg.d_model,), (None,), zeros),
+    "bias": ParamSpec((), (), zeros),
+  }
+
+
+def scalar(
+  head: Params, hidden: Float[Array, "*rows D"]
+) -> Float[Array, "*rows"]:
+  """Returns a scalar head's number at each hidden state, in float32."""
+  weight = head["weight"].astype(jnp.float32)
+  y = jnp.sum(hidden.astype(jnp.float32) * weight, axis=-1)
+  return y + head["bias"]

@@ -78,3 +78,16 @@ def score_text(
   """Returns log-probs and entropy [B, T], in nats, of packed text."""
   hidden, trace = transformer.forward(params, cfg, tokens, positions, segments)
   return Scores(*heads.text_stats(params, cfg, hidden, tokens), trace.load)
+
+
+def score_scalars(
+  params: Params,
+  cfg: ModelConfig,
+  head: Params,
+  tokens: Int[Array, "B T"],
+  positions: Int[Array, "B T"],
+  segments: Int[Array, "B T"],
+) -> Float[Array, "B T"]:
+  """Returns what a scalar head says of packed text after each token."""
+  hidden, _ = transformer.forward(params, cfg, tokens, positions, segments)
+  return heads.scalar(head, hidden)

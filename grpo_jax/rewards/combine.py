@@ -33,6 +33,11 @@ RewardFn = Callable[..., Sequence[float | None] | terms_lib.Result]
 REWARDS: dict[str, str] = {
   "accuracy": "grpo_jax.rewards.answer:accuracy",
   "format": "grpo_jax.rewards.format:well_formed",
+  "judge": "grpo_jax.rewards.judge_http:judge",
+  # These load models of ours, so they stand on the floor of checkpoints.
+  "model_judge": "grpo_jax.reward_models:judge",
+  "reward_model": "grpo_jax.reward_models:outcome",
+  "process_reward_model": "grpo_jax.reward_models:process",
 }
 # What a term may ask for by the name of a keyword-only parameter.
 GIVEN = ("lengths", "truncated")

@@ -100,9 +100,7 @@ def judge(
     verdicts = [v for v in verdicts if v is not None]
     scores[row] = sum(verdicts) / len(verdicts) if verdicts else None
     metrics["unreachable"][row] = 1 - len(came) / votes
-    metrics["unreadable"][row] = (
-      1 - len(verdicts) / len(came) if came else None
-    )
+    metrics["unreadable"][row] = 1 - len(verdicts) / len(came) if came else None
     metrics["disagreement"][row] = _disagreement(verdicts)
   errors = [r.error for texts in replies for r in texts if r.text is None]
   if errors and len(errors) == len(shown) * votes:

@@ -1,0 +1,224 @@
+"""Rewards that a model of ours gives, loaded from the directory of its run.
+
+The directory of a reward model's run holds what every run's does (`model.json`,
+`tokenizer/`, `checkpoints/`) and `reward_model.json`, how it reads completions;
+the parameters are those of `learned.param_specs`.
+
+These terms compute where the policy does, on the mesh in force, between its own
+programs. A model is loaded when it is first asked, and stays.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from grpo_jax import checkpoint, types
+from grpo_jax.data import prompts, tokenizer
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.params import Params
+from grpo_jax.rewards import judge as judge_lib
+from grpo_jax.rewards import judge_local, learned, terms
+from grpo_jax.sampling import decode
+
+_FILE = "reward_model.json"
+
+
+@terms.on_device
+def outcome(
+  problems: Sequence[types.Problem],
+  completions: Sequence[str],
+  *,
+  source: str,
+  max_length: int = 2048,
+  rows_per_batch: int = 32,
+  dtype: str = "bfloat16",
+) -> terms.Result:
+  """Scores of an outcome reward model, see `learned.outcome`.
+
+  Args:
+    problems: B problems.
+    completions: B texts.
+    source: the directory of the model's run.
+    max_length: tokens of question and completion; a longer text has no score.
+    rows_per_batch: texts that are scored at one time.
+    dtype: of the computation; scores are float32.
+
+  Raises:
+    FileNotFoundError: there is no reward model in `source`.
+    ValueError: it is of another kind, or the rows do not divide over the mesh.
+  """
+  model = _reward_model(source, max_length, rows_per_batch, dtype)
+  return learned.outcome(model, problems, completions)
+
+
+@terms.on_device
+def process(
+  problems: Sequence[types.Problem],
+  completions: Sequence[str],
+  *,
+  source: str,
+  aggregate: str = "min",
+  max_length: int = 2048,
+  rows_per_batch: int = 32,
+  dtype: str = "bfloat16",
+) -> terms.Result:
+  """Scores of a process reward model, see `learned.process`.
+
+  Args:
+    problems: B problems.
+    completions: B texts.
+    source: the directory of the model's run.
+    aggregate: of a completion's steps: min, mean, last or product.
+    max_length: as for `outcome`.
+    rows_per_batch: as for `outcome`.
+    dtype: as for `outcome`.
+
+  Raises:
+    FileNotFoundError: there is no reward model in `source`.
+    ValueError: it is of another kind, or the rows do not divide over the mesh.
+  """
+  model = _reward_model(source, max_length, rows_per_batch, dtype)
+  return learned.process(model, problems, completions, aggregate=aggregate)
+
+
+@terms.on_device
+def judge(
+  problems: Sequence[types.Problem],
+  completions: Sequence[str],
+  *,
+  source: str,
+  template: str = "correctness",
+  scale: Sequence[float] | None = None,
+  reads: str = "completion",
+  votes: int = 1,
+  chat: str = "plain",
+  temperature: float = 0.6,
+  max_new_tokens: int = 1024,
+  prompt_slots: int = 2048,
+  prompts_per_batch: int = 32,
+  seed: int = 0,
+  dtype: str = "bfloat16",
+) -> terms.Result:
+  """The verdicts of a generative model of ours, see `rewards.judge.judge`.
+
+  Args:
+    problems: B problems.
+    completions: B texts.
+    source: the directory of the model's run.
+    template: what the judge is told: a name in `judge_prompts` or a file.
+    scale: the least and the greatest score; None for correct or wrong.
+    reads: "completion", or "answer" for what stands after the thinking.
+    votes: verdicts per completion.
+    chat: how the model is asked: a name in `prompts.TEMPLATES` or a file.
+    temperature: of the judge; above 0 where there are several votes.
+    max_new_tokens: of a reply; one that is cut there is none.
+    prompt_slots: tokens of a prompt; a longer one has no reply.
+    prompts_per_batch: prompts that are answered at one time.
+    seed: of the replies.
+    dtype: of the computation.
+
+  Raises:
+    FileNotFoundError: there is no model in `source`.
+    ValueError: an option does not fit.
+  """
+  if votes > 1 and not temperature:
+    raise ValueError(
+      f"{votes=} at temperature 0 would be the same verdict {votes} times."
+    )
+  scale = None if scale is None else tuple(scale)
+  judge_lib.check(template=template, scale=scale, reads=reads, votes=votes)
+  mesh = _mesh()
+  cfg, params, tok = _policy(source, mesh, dtype)
+  model = judge_local.Judge(
+    params=params,
+    cfg=cfg,
+    tokenizer=tok,
+    mesh=mesh,
+    template=prompts.read_template(chat),
+    sampling=decode.SamplingParams(
+      max_new_tokens=max_new_tokens, temperature=temperature
+    ),
+    prompt_slots=prompt_slots,
+    prompts_per_batch=prompts_per_batch,
+    seed=seed,
+  )
+  return judge_lib.judge(
+    lambda prompts, votes: judge_local.ask(model, prompts, votes),
+    problems,
+    completions,
+    template=template,
+    scale=scale,
+    reads=reads,
+    votes=votes,
+  )
+
+
+def save(
+  workdir: str | os.PathLike, cfg: ModelConfig, reading: learned.Reading
+) -> None:
+  """Writes what says that the run's checkpoints are reward models."""
+  checkpoint.save_model(workdir, cfg)
+  text = json.dumps(dataclasses.asdict(reading), indent=2)
+  checkpoint.write_text(pathlib.Path(workdir) / _FILE, text + "\n")
+
+
+def load(
+  workdir: str | os.PathLike, mesh: Mesh, **overrides: Any
+) -> tuple[ModelConfig, Params, learned.Reading]:
+  """Returns model, parameters and reading of a run's newest reward model.
+
+  Args:
+    workdir: of the run.
+    mesh: to place the parameters on.
+    **overrides: as for `checkpoint.load_policy`.
+
+  Raises:
+    FileNotFoundError: there is none.
+  """
+  path = pathlib.Path(workdir) / _FILE
+  if not path.is_file():
+    raise FileNotFoundError(
+      f"No reward model in {workdir}: it has no file {_FILE}."
+    )
+  reading = learned.Reading(**json.loads(path.read_text()))
+  cfg, params, _ = checkpoint.load_policy(
+    workdir, mesh, specs=learned.param_specs, **overrides
+  )
+  return cfg, params, reading
+
+
+def _mesh() -> Mesh:
+  mesh = jax.sharding.get_mesh()
+  if mesh.empty:
+    raise ValueError("A reward of a model of ours needs jax.set_mesh(mesh).")
+  return mesh
+
+
+def _reward_model(
+  source: str, max_length: int, rows_per_batch: int, dtype: str
+) -> learned.RewardModel:
+  mesh = _mesh()
+  cfg, params, reading, tok = _loaded(source, mesh, dtype)
+  return learned.RewardModel(
+    params, cfg, tok, mesh, reading, max_length, rows_per_batch
+  )
+
+
+@functools.cache
+def _loaded(source: str, mesh: Mesh, dtype: str):
+  cfg, params, reading = load(source, mesh, dtype=dtype)
+  tok = tokenizer.load(pathlib.Path(source) / "tokenizer")
+  return cfg, params, reading, tok
+
+
+@functools.cache
+def _policy(source: str, mesh: Mesh, dtype: str):
+  cfg, params, _ = checkpoint.load_policy(source, mesh, dtype=dtype)
+  return cfg, params, tokenizer.load(pathlib.Path(source) / "tokenizer")
