@@ -16,6 +16,7 @@ setuptools.setup(
   license_files=["LICENSE"],
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["grpo_jax", "grpo_jax.*"]),
+  package_data={"grpo_jax.rewards": ["judge_prompts/*.txt"]},
   install_requires=[
     "jax>=0.10,<0.12",
     "jaxtyping>=0.3.2,<0.4",
@@ -52,17 +53,19 @@ setuptools.setup(
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
     # Problems and scorers of a hundred reasoning tasks.
     "gym": ["reasoning-gym>=0.1.25,<0.2"],
+    "judge": ["httpx>=0.27,<0.29"],
     "test": [
       "pytest>=8,<10",
       "beartype>=0.20,<0.24",
       "ruff>=0.12,<0.18",
       "equinox>=0.13,<0.15",
-      # What checkpoints and tokenizers are compared with. PyPI's torch for
-      # Linux brings CUDA; `pip install torch --index-url
-      # https://download.pytorch.org/whl/cpu` first gives the small build, which
-      # these bounds accept.
-      "torch>=2.6,<3",
+      # What checkpoints and tokenizers are compared with, on a CPU. PyPI's
+      # torch for Linux brings gigabytes of CUDA: the README says how to install
+      # the small build first, which these bounds accept.
+      "torch>=2.6,<2.14",
       "transformers>=5.23,<6",
+      "httpx>=0.27,<0.29",
+      "reasoning-gym>=0.1.25,<0.2",
     ],
   },
 )

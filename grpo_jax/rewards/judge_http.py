@@ -23,7 +23,12 @@ from collections.abc import Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
-import httpx
+try:
+  import httpx
+except ImportError as missing:
+  raise ImportError(
+    "a judge on a server needs httpx: pip install 'grpo_jax[judge]'"
+  ) from missing
 
 from grpo_jax import types
 from grpo_jax.rewards import judge as judge_lib

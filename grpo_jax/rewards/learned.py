@@ -156,10 +156,10 @@ def step_offsets(text: str, separator: str) -> list[int]:
   while start < len(text):
     found = text.find(separator, start)
     end = len(text) if found < 0 else found + len(separator)
-    if offsets and not text[start:end].strip():
-      offsets[-1] = end
-    elif text[:end].strip():
+    if text[start:end].strip():
       offsets.append(end)
+    elif offsets:
+      offsets[-1] = end
     start = end
   return offsets or [len(text)]
 

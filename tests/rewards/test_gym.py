@@ -6,9 +6,7 @@ import pytest
 
 from grpo_jax import types
 from grpo_jax.data import datasets
-from grpo_jax.rewards import answer, workers
-
-gym = pytest.importorskip("grpo_jax.rewards.gym")
+from grpo_jax.rewards import answer, gym, workers
 
 SMALL = dict(train_size=12, test_size=3)
 FEW = {"max_animals": 1, "min_animals": 1, "max_instances": 1}

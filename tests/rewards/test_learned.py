@@ -298,13 +298,16 @@ class TestRewardsByName:
 
 class TestJudgeOfOurs:
   SAMPLING = decode.SamplingParams(max_new_tokens=6, temperature=1.0)
+  # So many tokens end a reply that some are cut and others are not.
+  TOKENIZER = tokenizer.ByteTokenizer()
+  TOKENIZER.eos_ids = tuple(range(2, 80))
 
   def judge(self, mesh=None, prompts_per_batch=2, **changes):
     mesh = mesh or helpers.make_mesh()
     return judge_local.Judge(
       params=helpers.make_params(CFG, mesh),
       cfg=CFG,
-      tokenizer=TOKENIZER,
+      tokenizer=self.TOKENIZER,
       mesh=mesh,
       template="{question}",
       sampling=self.SAMPLING,
@@ -327,6 +330,7 @@ class TestJudgeOfOurs:
     replies = judge_local.ask(self.judge(), ["one", "two"], 8)
     flat = [reply for texts in replies for reply in texts]
     assert any("max_new_tokens" in reply.error for reply in flat)
+    assert any(reply.text for reply in flat)
     assert all((r.text is None) == bool(r.error) for r in flat)
 
   def test_a_model_that_says_nothing_sensible_gives_no_score(self, tmp_path):
