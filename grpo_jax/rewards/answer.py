@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from grpo_jax import types
+from grpo_jax.rewards import countdown as countdown_lib
 from grpo_jax.rewards import equality, format, workers
 from grpo_jax.rewards.terms import Result
 
@@ -50,10 +51,11 @@ class Grade(NamedTuple):
 
 
 class Pending(NamedTuple):
-  """A grade that is left to `equality.equal`."""
+  """A grade that is left to a function of both texts in a worker process."""
 
   reference: str
   extracted: str
+  function: str = "grpo_jax.rewards.equality:equal"
 
 
 Verifier = Callable[[types.Problem, str], Grade | Pending | float | None]
@@ -68,6 +70,8 @@ _NUMBER = re.compile(
 )
 # Longer strings of digits are no answer to any problem that we grade.
 _MAX_DIGITS = 100
+# Characters of an answer to a task of reasoning-gym.
+_MAX_GYM_ANSWER = 50_000
 _SAID = re.compile(r"\banswer(?: is:?|:| =)\s*", re.IGNORECASE)
 _NUMBER_OR_RATIO = re.compile(
   rf"(?:\\[dt]?frac\{{-?[0-9]+\}}\{{[0-9]+\}}|{_NUMBER.pattern}(?:/[0-9]+)?)"
@@ -132,19 +136,23 @@ def grades(
   ]
   # The completions of a group often agree; each answer is compared once.
   pending = list({f: None for f in found if isinstance(f, Pending)})
-  if pending:
+  graded = {}
+  for function in {f.function for f in pending}:
+    chosen = [f for f in pending if f.function == function]
     outcomes = workers.shared(num_workers).map(
-      "grpo_jax.rewards.equality:equal", pending, deadline=deadline
+      function, [f[:2] for f in chosen], deadline=deadline
     )
-    graded = dict(zip(pending, map(_graded, pending, outcomes), strict=True))
-    found = [graded[f] if isinstance(f, Pending) else f for f in found]
+    graded |= zip(chosen, map(_graded, chosen, outcomes), strict=True)
+  found = [graded[f] if isinstance(f, Pending) else f for f in found]
   return [f if isinstance(f, Grade) else _of_score(f) for f in found]
 
 
 def _graded(pending: Pending, outcome: workers.Outcome) -> Grade:
   if outcome.status != "value":
     return Grade(outcome.status, 0.0, pending.extracted)
-  return _decided(bool(outcome.value), pending.extracted)
+  score = float(outcome.value)
+  outcome = "correct" if score == 1 else "wrong"
+  return Grade(outcome, score, pending.extracted)
 
 
 def _decided(right: bool, extracted: str | None) -> Grade:
@@ -229,6 +237,25 @@ def addition(problem: types.Problem, completion: str) -> Grade:
   return _decided(_without_blanks(answer) == str(total), answer)
 
 
+def countdown(problem: types.Problem, completion: str) -> Grade:
+  """An expression in answer tags, see `rewards.countdown`."""
+  answer = tagged_answer(problem, completion)
+  score = countdown_lib.check(problem.answer, answer or "")
+  if score is None:
+    return Grade("ungradable", None)
+  return _decided(score == 1, answer)
+
+
+def reasoning_gym(problem: types.Problem, completion: str) -> Grade | Pending:
+  """What the task's own scorer gives to what stands in answer tags."""
+  answer = tagged_answer(problem, completion)
+  if not answer:
+    return Grade("no_answer", 0.0)
+  if len(answer) > _MAX_GYM_ANSWER:
+    return Grade("wrong", 0.0, answer)
+  return Pending(problem.details, answer, "grpo_jax.rewards.gym:score")
+
+
 def number(problem: types.Problem, completion: str) -> Grade:
   """One number, compared exactly; the rule for GSM8K.
 
@@ -280,6 +307,8 @@ VERIFIERS: dict[str, Verifier] = {
   "addition": addition,
   "gsm8k": number,
   "math": math,
+  "countdown": countdown,
+  "reasoning_gym": reasoning_gym,
 }
 
 

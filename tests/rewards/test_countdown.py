@@ -162,7 +162,7 @@ def test_problems_of_both_splits_are_solved_by_their_answers():
     for problem in data.problems(split, size=300, seed=1):
       for extra, grade in (("", 1.0), ("+1", 0.0), ("=1", 0.0)):
         text = f"<think>So.</think><answer>{problem.answer}{extra}</answer>"
-        assert answer.accuracy([problem], [text]) == [grade]
+        assert answer.accuracy([problem], [text]).scores == [grade]
 
 
 def test_no_two_numbers_alone_are_right_by_chance():
@@ -170,4 +170,4 @@ def test_no_two_numbers_alone_are_right_by_chance():
   for a, sign, b in itertools.product("1234", "+-*/", "1234"):
     text = f"<answer>{a}{sign}{b}</answer>"
     right = sign == "*" and sorted((a, b)) == ["3", "4"]
-    assert answer.accuracy([problem], [text]) == [float(right)]
+    assert answer.accuracy([problem], [text]).scores == [float(right)]

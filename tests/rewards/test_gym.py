@@ -12,10 +12,10 @@ SMALL = dict(train_size=12, test_size=3)
 FEW = {"max_animals": 1, "min_animals": 1, "max_instances": 1}
 
 
-def grade(problem, text):
+def grade(problem, text, deadline=10.0):
   completion = f"<think>So.</think><answer>{text}</answer>"
-  (value,) = answer.accuracy([problem], [completion])
-  return value
+  (graded,) = answer.grades([problem], [completion], deadline=deadline)
+  return graded
 
 
 def score(problem, text):
@@ -60,9 +60,12 @@ def test_problems_are_kept_and_their_own_scorer_grades_them(tmp_path):
   assert len(questions[0]) == 12 and not questions[0] & questions[1]
   for problem in splits["test"]:
     assert problem.source == "reasoning_gym"
-    assert grade(problem, problem.answer) == 1.0
-    assert grade(problem, "no") == 0.0
-    assert grade(problem, f"{problem.answer}</answer>") == 0.0
+    right = grade(problem, problem.answer)
+    assert right == ("correct", 1.0, problem.answer)
+    assert grade(problem, "no") == ("wrong", 0.0, "no")
+    # Tags inside the answer, and none.
+    assert grade(problem, f"{problem.answer}</answer>").score == 0.0
+    assert grade(problem, "").outcome == "no_answer"
   assert splits["train"] == datasets.load(
     "reasoning_gym", "train", data_dir=tmp_path, **options
   )
@@ -172,13 +175,16 @@ def test_every_scorer_that_is_refused_runs_text(task):
     gym.check(task, {})
 
 
-def test_an_answer_that_would_hang_a_scorer_is_wrong_at_its_deadline(
-  monkeypatch,
-):
-  monkeypatch.setattr(answer, "_GYM_DEADLINE", 1.0)
+def test_an_answer_that_would_hang_a_scorer_is_wrong_at_its_deadline():
   problem = problem_of("coin_flip")
-  assert grade(problem, problem.answer) == 1.0
+  assert grade(problem, problem.answer).score == 1.0
   # As a fraction this number has a hundred million digits.
-  assert grade(problem, "1e99999999") == 0.0
-  assert grade(problem, "9" * 10**6) == 0.0
-  assert grade(problem, problem.answer) == 1.0
+  assert grade(problem, "1e99999999", 1.0) == ("timed_out", 0.0, "1e99999999")
+  assert grade(problem, "9" * 10**6).outcome == "wrong"
+  assert grade(problem, problem.answer).score == 1.0
+
+
+def test_partial_credit_of_a_scorer_is_kept():
+  problem = problem_of("word_sorting")
+  graded = grade(problem, problem.answer.upper())
+  assert graded.outcome == "wrong" and 0 < graded.score < 1
