@@ -31,6 +31,7 @@ _FILE = "reward_model.json"
 
 
 @terms.on_device
+@terms.checked_empty
 def outcome(
   problems: Sequence[types.Problem],
   completions: Sequence[str],
@@ -54,11 +55,14 @@ def outcome(
     FileNotFoundError: there is no reward model in `source`.
     ValueError: it is of another kind, or the rows do not divide over the mesh.
   """
+  if not problems:
+    return _nothing(source, "outcome")
   model = _reward_model(source, max_length, rows_per_batch, dtype)
   return learned.outcome(model, problems, completions)
 
 
 @terms.on_device
+@terms.checked_empty
 def process(
   problems: Sequence[types.Problem],
   completions: Sequence[str],
@@ -84,11 +88,15 @@ def process(
     FileNotFoundError: there is no reward model in `source`.
     ValueError: it is of another kind, or the rows do not divide over the mesh.
   """
+  learned.check_aggregate(aggregate)
+  if not problems:
+    return _nothing(source, "process")
   model = _reward_model(source, max_length, rows_per_batch, dtype)
   return learned.process(model, problems, completions, aggregate=aggregate)
 
 
 @terms.on_device
+@terms.checked_empty
 def judge(
   problems: Sequence[types.Problem],
   completions: Sequence[str],
@@ -134,6 +142,8 @@ def judge(
     )
   scale = None if scale is None else tuple(scale)
   judge_lib.check(template=template, scale=scale, reads=reads, votes=votes)
+  if not problems:
+    return _nothing(source)
   mesh = _mesh()
   cfg, params, tok = _policy(source, mesh, dtype)
   model = judge_local.Judge(
@@ -182,16 +192,29 @@ def load(
   Raises:
     FileNotFoundError: there is none.
   """
+  reading = _read(workdir)
+  cfg, params, _ = checkpoint.load_policy(
+    workdir, mesh, specs=learned.param_specs, **overrides
+  )
+  return cfg, params, reading
+
+
+def _read(workdir: str | os.PathLike) -> learned.Reading:
   path = pathlib.Path(workdir) / _FILE
   if not path.is_file():
     raise FileNotFoundError(
       f"No reward model in {workdir}: it has no file {_FILE}."
     )
-  reading = learned.Reading(**json.loads(path.read_text()))
-  cfg, params, _ = checkpoint.load_policy(
-    workdir, mesh, specs=learned.param_specs, **overrides
-  )
-  return cfg, params, reading
+  return learned.Reading(**json.loads(path.read_text()))
+
+
+def _nothing(source: str, kind: str | None = None) -> terms.Result:
+  """The scores of no completions, where `source` holds a model of the kind."""
+  if not (pathlib.Path(source) / checkpoint.CHECKPOINTS).is_dir():
+    raise FileNotFoundError(f"No checkpoint of a model in {source}.")
+  if kind is not None:
+    learned.check_kind(_read(source), kind)
+  return terms.Result([], {})
 
 
 def _mesh() -> Mesh:

@@ -84,9 +84,15 @@ class Scores(NamedTuple):
 def check(section: configs.Section) -> None:
   """Raises ConfigError unless `section` is a config of rewards; see `score`.
 
-  Functions that it names are imported.
+  Functions that it names are imported, and those marked `terms.checked_empty`
+  check their options.
   """
-  _terms(section)
+  for name, term in _terms(section).items():
+    if getattr(term.function.func, "checked_empty", False):
+      try:
+        term.function([], [], **dict.fromkeys(term.given))
+      except (ValueError, OSError) as error:
+        raise configs.ConfigError(f"config.rewards.{name}: {error}") from error
 
 
 def score(

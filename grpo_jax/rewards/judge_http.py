@@ -105,6 +105,7 @@ class Server:
     return key
 
 
+@terms.checked_empty
 def judge(
   problems: Sequence[types.Problem],
   completions: Sequence[str],

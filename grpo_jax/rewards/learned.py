@@ -173,7 +173,7 @@ def outcome(
 
   Metrics: "too_long".
   """
-  _check(model, "outcome")
+  check_kind(model.reading, "outcome")
   rows = _encode_all(model, problems, completions)
   scores = [
     None if scalars is None else float(scalars[row.ends[0]])
@@ -199,8 +199,7 @@ def process(
     completions: B texts.
     aggregate: of the steps' probabilities: a name in `AGGREGATES`.
   """
-  if aggregate not in AGGREGATES:
-    raise ValueError(f"{aggregate=} must be one of {', '.join(AGGREGATES)}.")
+  check_aggregate(aggregate)
   steps = step_scores(model, problems, completions)
   return terms.Result(
     [None if s is None else AGGREGATES[aggregate](s.scores) for s in steps],
@@ -217,7 +216,7 @@ def step_scores(
   completions: Sequence[str],
 ) -> list[Steps | None]:
   """Scores of all steps of each completion; None for too long a text."""
-  _check(model, "process")
+  check_kind(model.reading, "process")
   rows = _encode_all(model, problems, completions)
   return [
     None
@@ -231,10 +230,19 @@ def step_scores(
   ]
 
 
-def _check(model: RewardModel, kind: str) -> None:
-  if model.reading.kind != kind:
+def check_kind(reading: Reading, kind: str) -> None:
+  """Raises ValueError where a reward model is of another kind."""
+  if reading.kind != kind:
     raise ValueError(
-      f"This is a reward model of kind {model.reading.kind!r}, not {kind!r}."
+      f"This is a reward model of kind {reading.kind!r}, not {kind!r}."
+    )
+
+
+def check_aggregate(name: str) -> None:
+  """Raises ValueError unless `name` is one of `AGGREGATES`."""
+  if name not in AGGREGATES:
+    raise ValueError(
+      f"aggregate={name!r} must be one of {', '.join(AGGREGATES)}."
     )
 
 

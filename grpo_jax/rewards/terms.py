@@ -31,3 +31,13 @@ def on_device(function: _Function) -> _Function:
   """
   function.on_device = True
   return function
+
+
+def checked_empty(function: _Function) -> _Function:
+  """Marks a term that checks its options also where there are no completions.
+
+  It is called so before a run begins, and must raise ValueError or OSError in
+  one sentence, quickly and without the devices.
+  """
+  function.checked_empty = True
+  return function

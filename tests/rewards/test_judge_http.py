@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from grpo_jax import types
+from grpo_jax import configs, types
 from grpo_jax.rewards import combine, judge_http
 
 PROBLEM = types.Problem("What is 6 x 7?", "42", "mine", "What is 6 x 7?")
@@ -460,6 +460,20 @@ def test_options_that_do_not_fit_are_one_sentence(options, says):
   with pytest.raises(ValueError) as error:
     judge_http.judge([PROBLEM], ["42"], **FAST | options)
   assert says in str(error.value) and str(error.value).endswith(".")
+
+
+def test_options_and_the_key_are_checked_before_a_run(monkeypatch):
+  monkeypatch.delenv("MY_JUDGE_KEY", raising=False)
+  fields = dict(weight=1.0, url="http://127.0.0.1:1/v1", model="judge-1")
+  combine.check(dict(judge=fields))
+  for options, says in (
+    (dict(api_key_env="MY_JUDGE_KEY"), "MY_JUDGE_KEY holds no API key"),
+    (dict(template="corectness"), "one of correctness"),
+    (dict(url="somewhere"), "http://HOST:PORT"),
+  ):
+    with pytest.raises(configs.ConfigError, match=says) as error:
+      combine.check(dict(judge=fields | options))
+    assert str(error.value).startswith("config.rewards.judge: ")
 
 
 def test_can_be_called_where_an_event_loop_runs():

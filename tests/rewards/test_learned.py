@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from grpo_jax import checkpoint, reward_models, types
+from grpo_jax import checkpoint, configs, reward_models, types
 from grpo_jax.data import tokenizer
 from grpo_jax.models import heads, scoring, transformer
 from grpo_jax.models import params as params_lib
@@ -285,15 +285,31 @@ class TestRewardsByName:
       scores.rewards, np.add(want, np.multiply(0.5, steps)), atol=1e-5
     )
 
-  def test_what_is_no_reward_model_or_of_another_kind_is_told(self, tmp_path):
+  def test_what_is_no_reward_model_or_of_another_kind_is_told_before_a_run(
+    self, tmp_path
+  ):
     source = write_run(tmp_path, make_params(), CFG, PROCESS)
-    with jax.set_mesh(helpers.make_mesh()):
-      with pytest.raises(ValueError, match="of kind 'process'"):
-        reward_models.outcome(PROBLEMS, COMPLETIONS, source=source)
-      with pytest.raises(FileNotFoundError, match="no file reward_model.json"):
-        reward_models.outcome([], [], source=str(tmp_path / "none"))
+    none = str(tmp_path / "none")
+    for name, options, says in (
+      ("reward_model", dict(source=source), "of kind 'process'"),
+      ("reward_model", dict(source=none), "No checkpoint of a model"),
+      ("model_judge", dict(source=none), "No checkpoint of a model"),
+      ("model_judge", dict(source=source, votes=0), "votes=0"),
+      (
+        "process_reward_model",
+        dict(source=source, aggregate="max"),
+        "one of min, mean, last, product",
+      ),
+    ):
+      with pytest.raises(configs.ConfigError, match=says) as error:
+        combine.check({name: dict(weight=1.0, **options)})
+      assert str(error.value).startswith(f"config.rewards.{name}: ")
+    combine.check(dict(process_reward_model=dict(weight=1.0, source=source)))
+    (tmp_path / "reward_model.json").unlink()
+    with pytest.raises(configs.ConfigError, match="no file reward_model.json"):
+      combine.check(dict(reward_model=dict(weight=1.0, source=source)))
     with pytest.raises(ValueError, match="set_mesh"):
-      reward_models.outcome([], [], source=source)
+      reward_models.outcome(PROBLEMS, COMPLETIONS, source=source)
 
 
 class TestJudgeOfOurs:
