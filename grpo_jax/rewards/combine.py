@@ -33,6 +33,12 @@ RewardFn = Callable[..., Sequence[float | None] | terms_lib.Result]
 REWARDS: dict[str, str] = {
   "accuracy": "grpo_jax.rewards.answer:accuracy",
   "format": "grpo_jax.rewards.format:well_formed",
+  "tag_count": "grpo_jax.rewards.format:tag_count",
+  "language": "grpo_jax.rewards.language:consistency",
+  "overlong": "grpo_jax.rewards.length:overlong",
+  "cosine": "grpo_jax.rewards.length:cosine",
+  "repetition": "grpo_jax.rewards.length:repetition",
+  "code": "grpo_jax.rewards.code:unit_tests",
   "judge": "grpo_jax.rewards.judge_http:judge",
   # These load models of ours, so they stand on the floor of checkpoints.
   "model_judge": "grpo_jax.reward_models:judge",
