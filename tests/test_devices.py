@@ -5,6 +5,7 @@ import functools
 import helpers
 import jax
 import numpy as np
+import optax
 import pytest
 
 from grpo_jax import experience, optimizer, sharding, state
@@ -13,6 +14,7 @@ from grpo_jax.rewards.combine import Scores
 from grpo_jax.sampling import decode
 from grpo_jax.stages import rl
 from grpo_jax.step import gradients, make_update
+from grpo_jax.types import Experience
 
 CFG = helpers.tiny(num_layers=1)
 SAMPLING = decode.SamplingParams(group_size=4, max_new_tokens=12, cache_chunk=6)
@@ -141,3 +143,47 @@ def test_histories_of_ten_steps_agree_to_rounding():
   np.testing.assert_allclose(
     histories["one"], histories["eight"], rtol=1e-3, atol=1e-5
   )
+
+
+@pytest.mark.slow
+def test_updates_with_experts_agree_and_move_the_router_alike():
+  cfg = helpers.FAMILIES["deepseek_v3"]
+  meshes = {"one": {}, "eight": dict(fsdp=2, tensor=2, expert=2)}
+  prompts = helpers.make_prompts([3, 7, 1, 5], 7)
+  tokens, mask = helpers.make_completions([[4, 6], [2, 6], [6, 3], [1, 5]], 6)
+  zeros = np.zeros(mask.shape, np.float32)
+  rng = np.random.default_rng(0)
+  data = Experience(
+    prompts=prompts,
+    tokens=tokens,
+    completion_mask=mask,
+    old_logprobs=zeros - 3,
+    ref_logprobs=zeros - 3,
+    sampler_logprobs=zeros,
+    advantages=rng.standard_normal(mask.shape).astype(np.float32) * mask,
+    weights=(mask / mask.sum()).astype(np.float32),
+  )
+  loss = functools.partial(
+    rl.loss_fn,
+    cfg=cfg,
+    temperature=1.0,
+    policy_loss=functools.partial(policy.grpo_loss, kl_coef=0.1),
+  )
+  found = {}
+  for name, sizes in meshes.items():
+    mesh = helpers.make_mesh(**sizes)
+    with jax.set_mesh(mesh):
+      # Plain descent: Adam would divide rounding errors by their own size.
+      tx = optax.sgd(0.1)
+      train = state.init_state(helpers.make_params(cfg, mesh), tx)
+      update = make_update(loss, tx, num_microbatches=2, router_bias_rate=0.01)
+      for _ in range(2):
+        train, metrics = update(train, experience.place(data, mesh, 2))
+      found[name] = sharding.to_host((train.params, metrics))
+  helpers.assert_trees_close(found["eight"], found["one"], rtol=1e-3, atol=2e-5)
+  params, metrics = found["one"]
+  assert 1 <= metrics["experts/load_max"] <= metrics["experts/load_max_worst"]
+  start = helpers.make_params(cfg)["layers"]["moe"]["router_bias"]
+  moved = np.abs(params["layers"]["moe"]["router_bias"] - start) / 0.01
+  np.testing.assert_allclose(moved, np.round(moved), atol=1e-3)
+  assert moved.max() > 0.5

@@ -146,13 +146,24 @@ def balance(params: dict, load: Load, rate: float) -> dict[str, Any]:
   return moved
 
 
-def check_bias_rate(cfg: ModelConfig, rate: float) -> None:
-  """Raises ValueError where there is no router bias to move at this rate."""
-  if rate < 0:
-    raise ValueError(f"router_bias_rate={rate} must not be negative.")
-  if rate and not (cfg.num_experts and cfg.router == "sigmoid"):
+def check(cfg: ModelConfig, devices: int, router_bias_rate: float) -> None:
+  """Raises ValueError where the model has not what a config speaks of.
+
+  Args:
+    cfg: the model.
+    devices: along the mesh axis `expert`; -1 takes what the others leave.
+    router_bias_rate: of `balance`.
+  """
+  if devices != 1 and not cfg.num_experts:
     raise ValueError(
-      f"router_bias_rate={rate} needs a model whose router has a bias"
+      f"The mesh has expert={devices}, and the model has no experts: its"
+      " devices would all compute the same. Set it to 1."
+    )
+  if router_bias_rate < 0:
+    raise ValueError(f"{router_bias_rate=} must not be negative.")
+  if router_bias_rate and not (cfg.num_experts and cfg.router == "sigmoid"):
+    raise ValueError(
+      f"{router_bias_rate=} needs a model whose router has a bias"
       " (router='sigmoid'); set it to 0."
     )
 

@@ -178,7 +178,7 @@ def check(config: ConfigDict) -> None:
     "optimizer", config.optimizer, optimizer.make_optimizer, ("total_updates",)
   )
   cfg = ModelConfig(vocab_size=1, **config.model)
-  moe.check_bias_rate(cfg, config.router_bias_rate)
+  moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)
   optimizer.make_optimizer(config.total_steps, **config.optimizer)
   kinds = ("sentencepiece", "bytes")
   if config.tokenizer.kind not in kinds:

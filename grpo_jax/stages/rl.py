@@ -77,7 +77,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   questions = evaluate.make_questions(config.evaluate, tok, template, data_dir)
   # Last of what can refuse a config, so that a refusal leaves nothing behind.
   cfg, reference, _ = checkpoint.load_policy(source, mesh, **config.model)
-  moe.check_bias_rate(cfg, config.router_bias_rate)
+  moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)
   checkpoint.claim(workdir, config.to_dict())
 
   checkpointer = checkpoint.Checkpointer(workdir, keep=config.checkpoint.keep)

@@ -223,14 +223,16 @@ class TestLoad:
 
 
 @pytest.mark.parametrize(
-  "cfg, rate, sentence",
+  "cfg, devices, rate, sentence",
   [
-    (SOFTMAX, 0.1, "needs a model whose router has a bias"),
-    (helpers.tiny(), 0.1, "needs a model whose router has a bias"),
-    (SIGMOID, -0.1, "must not be negative"),
+    (SOFTMAX, 1, 0.1, "needs a model whose router has a bias"),
+    (helpers.tiny(), 1, 0.1, "needs a model whose router has a bias"),
+    (SIGMOID, 2, -0.1, "router_bias_rate=-0.1 must not be negative"),
+    (helpers.tiny(), 2, 0.0, "expert=2, and the model has no experts"),
+    (helpers.tiny(), -1, 0.0, "expert=-1, and the model has no experts"),
   ],
 )
-def test_a_rate_without_a_bias_is_refused(cfg, rate, sentence):
-  moe.check_bias_rate(cfg, 0.0)
+def test_what_the_model_has_not_is_refused(cfg, devices, rate, sentence):
+  moe.check(cfg, 1, 0.0)
   with pytest.raises(ValueError, match=sentence):
-    moe.check_bias_rate(cfg, rate)
+    moe.check(cfg, devices, rate)

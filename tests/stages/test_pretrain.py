@@ -99,6 +99,7 @@ def test_bad_batches_are_refused_in_one_sentence(changes, sentence, tmp_path):
     ("tokenizer", "kind", "words", "kind='words' must be one of"),
     ("model", "num_kv_heads", 3, "must divide by"),
     ("model", "dtype", "float8", "dtype='float8' must be one of"),
+    ("mesh", "expert", 2, "expert=2, and the model has no experts"),
     ("optimizer", "schedule", "sine", "schedule='sine' must be one of"),
     ("optimizer", "warmup_updates", 10_000, "warmup_updates=10000 must be"),
   ],
