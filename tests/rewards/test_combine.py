@@ -103,7 +103,7 @@ def test_a_reward_that_misbehaves_is_named_in_one_sentence(monkeypatch, value):
 def test_an_unknown_reward_is_answered_with_the_nearest_name():
   with pytest.raises(ValueError, match="'acuracy'; did you mean 'accuracy'"):
     combine.score({"acuracy": 1.0}, [PROBLEM], [GOOD])
-  with pytest.raises(ValueError, match="there are 'accuracy', 'format'"):
+  with pytest.raises(ValueError, match="there are 'accuracy', 'code', "):
     combine.check({"zzz": 1.0})
 
 
@@ -202,7 +202,7 @@ def test_a_gated_term_counts_where_the_other_reaches_its_least_value():
 
 def test_a_term_behind_a_closed_gate_needs_no_score():
   gated = own("nobody_knows", only_if={"accuracy": 1.0})
-  scores = score([GOOD, "no"], accuracy=1.0, judge=gated)
+  scores = score([GOOD, "no"], accuracy=1.0, mine=gated)
   np.testing.assert_array_equal(scores.valid, [False, True])
   np.testing.assert_array_equal(scores.rewards, [0.0, 0.0])
 
