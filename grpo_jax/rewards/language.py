@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from py3langid import langid
 
 from grpo_jax import types
-from grpo_jax.rewards import format
+from grpo_jax.rewards import format, terms
 
 # Languages between which a script does not decide.
 _SHARED = {
@@ -106,6 +106,7 @@ _CLOSING = {
 _INLINE = {"$": 300, "`": 300}
 
 
+@terms.checked_empty
 def consistency(
   problems: Sequence[types.Problem],
   completions: Sequence[str],

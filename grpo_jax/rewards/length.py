@@ -12,11 +12,12 @@ from jaxtyping import Bool, Int
 from numpy import ndarray as Array
 
 from grpo_jax import types
-from grpo_jax.rewards import answer
+from grpo_jax.rewards import answer, terms
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
+@terms.checked_empty
 def overlong(
   problems: Sequence[types.Problem],
   completions: Sequence[str],
@@ -43,6 +44,8 @@ def overlong(
   """
   if not 0 < cache <= limit:
     raise ValueError(f"{cache=} must be above 0 and at most {limit=}.")
+  if not completions:
+    return []
   _require(lengths, "overlong")
   return [
     float(min(max((limit - cache - length) / cache, -1.0), 0.0))
@@ -50,6 +53,7 @@ def overlong(
   ]
 
 
+@terms.checked_empty
 def cosine(
   problems: Sequence[types.Problem],
   completions: Sequence[str],
@@ -90,10 +94,12 @@ def cosine(
     raise ValueError(
       f"{limit=} must be above 0, and {correct=} and {wrong=} two numbers each."
     )
+  if not completions:
+    return []
   _require(lengths, "cosine")
   _require(truncated, "cosine")
   scores = []
-  right = answer.accuracy(problems, completions)
+  right = answer.accuracy(problems, completions).scores
   for accurate, length, cut in zip(right, lengths, truncated, strict=True):
     if accurate is None:
       scores.append(None)
@@ -106,6 +112,7 @@ def cosine(
   return scores
 
 
+@terms.checked_empty
 def repetition(
   problems: Sequence[types.Problem],
   completions: Sequence[str],

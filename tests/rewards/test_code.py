@@ -9,7 +9,7 @@ import mutations
 import pytest
 
 from grpo_jax import types
-from grpo_jax.rewards import code, sandbox
+from grpo_jax.rewards import code, combine, sandbox
 
 SQUARE = code.Asserts(
   "assert f(2) == 4\nassert f(3) == 9\nassert f(4) == 16", ["f"]
@@ -338,10 +338,31 @@ def test_extraction_takes_time_in_proportion_to_the_text():
 
 
 def test_options_are_checked_also_for_an_empty_batch():
-  assert code.unit_tests([], []).scores == []
+  combine.check({"code": 1.0})
+  with pytest.raises(ValueError, match="config.rewards.code: isolation='jail'"):
+    combine.check({"code": dict(weight=1.0, isolation="jail")})
   with pytest.raises(ValueError, match="isolation='jail' must be one of"):
     code.unit_tests([], [], isolation="jail")
   with pytest.raises(ValueError, match="isolation='jail' must be one of"):
     code.unit_tests([problem(SQUARE)], ["x"], isolation="jail")
   with pytest.raises(ValueError, match="Limits must be above 0"):
     code.unit_tests([problem(SQUARE)], ["x"], memory_mb=0)
+
+
+def test_a_run_is_refused_where_the_isolation_is_not_given(monkeypatch):
+  monkeypatch.setattr(sandbox, "_SYSTEM", ())  # No loader: nothing can start.
+  sandbox.check.cache_clear()
+  try:
+    with pytest.raises(
+      ValueError, match="config.rewards.code: Programs cannot"
+    ):
+      combine.check({"code": 1.0})
+  finally:
+    sandbox.check.cache_clear()
+
+
+def test_programs_are_graded_through_a_config_of_rewards():
+  completions = [f"```python\n{SOLUTION}```", "```python\ndef f(x): pass\n```"]
+  section = {"code": 2.0, "tag_count": 1.0}
+  scores = combine.score(section, [problem(SQUARE)] * 2, completions)
+  assert scores.rewards.tolist() == [2.0, 0.0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from grpo_jax import types
-from grpo_jax.rewards import language
+from grpo_jax.rewards import combine, language
 
 FIVE = ("en", "de", "fr", "zh", "ja")
 PROBLEM = types.Problem("How many apples does she have?", "1", "gsm8k", "")
@@ -161,6 +161,8 @@ def test_the_language_can_be_that_of_the_question():
 
 
 def test_an_unknown_language_is_one_sentence():
+  with pytest.raises(ValueError, match="config.rewards.language: language='x'"):
+    combine.check({"language": dict(weight=1.0, language="x")})
   with pytest.raises(ValueError, match="language='english' must be"):
     consistency("a", "english")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from grpo_jax import types
-from grpo_jax.rewards import length
+from grpo_jax.rewards import combine, length
 
 RIGHT = types.Problem("17+25=?", "42", "gsm8k", "")
 UNGRADABLE = types.Problem("?", "", "gsm8k", "")
@@ -91,10 +91,14 @@ def test_cosine_of_what_cannot_be_graded_is_none():
 
 
 def test_an_empty_batch_checks_the_options():
-  none = dict(lengths=np.zeros(0, int), limit=9)
-  assert length.overlong([], [], cache=2, **none) == []
-  assert length.cosine([], [], truncated=np.zeros(0, bool), **none) == []
-  assert length.repetition([], []) == []
+  combine.check({"overlong": dict(weight=1.0, limit=9, cache=2)})
+  with pytest.raises(ValueError, match="config.rewards.overlong: cache=12"):
+    combine.check({"overlong": dict(weight=1.0, limit=9, cache=12)})
+  combine.check({"cosine": dict(weight=1.0, limit=9)})
+  with pytest.raises(ValueError, match="config.rewards.cosine: limit=0"):
+    combine.check({"cosine": dict(weight=1.0, limit=0)})
+  with pytest.raises(ValueError, match="config.rewards.repetition: ngram=0"):
+    combine.check({"repetition": dict(weight=1.0, ngram=0)})
 
 
 def test_without_lengths_there_is_one_sentence():

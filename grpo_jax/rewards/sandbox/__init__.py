@@ -42,7 +42,7 @@ _LOADER = "/etc/ld.so.cache"
 _GRACE = 5.0
 
 
-class IsolationError(RuntimeError):
+class IsolationError(OSError):
   """The machine does not give the isolation that is asked for."""
 
 
@@ -212,8 +212,6 @@ def check(isolation: str) -> None:
     reason = f"a trial program ended with {ended.exit}"
     if ended.output == b"42\n":
       return
-  except IsolationError as error:
-    reason = str(error)
   except (AttributeError, OSError) as error:
     reason = str(error)
   advice = (
