@@ -7,7 +7,7 @@ import pytest
 
 from grpo_jax import types
 from grpo_jax.data import prompts, tokenizer
-from grpo_jax.rewards import combine
+from grpo_jax.rewards import answer
 from grpo_jax.sampling import decode
 from grpo_jax.stages import evaluate
 
@@ -63,8 +63,8 @@ def test_results_are_means_over_problems_and_samples(whole, monkeypatch):
   right = np.zeros((5, 4), np.float32)
   right[:, 0] = 1
   right[3, 1] = 1
-  monkeypatch.setitem(
-    combine.REWARDS, "accuracy", lambda problems, texts: right.ravel().tolist()
+  monkeypatch.setattr(
+    answer, "accuracy", lambda problems, texts: right.ravel().tolist()
   )
   results, texts, scores = run(make_questions(5))
   assert results["pass@1"] == pytest.approx(right.mean())
