@@ -431,27 +431,32 @@ def reward_metrics(
   """
   rewards = np.where(scores.valid, scores.rewards.astype(np.float64), np.nan)
   groups = rewards.reshape(-1, group_size)
-  stds = np.array([_std(group) for group in groups])
+  stds = np.array([std(group) for group in groups])
   metrics = {
-    "reward": _mean(rewards),
-    "reward_std": _mean(stds),
+    "reward": mean(rewards),
+    "reward_std": mean(stds),
     "frac_reward_zero_std": float(np.mean(~(stds > tolerance))),
     "frac_reward_invalid": float(np.mean(~scores.valid)),
   }
   for name, values in scores.terms.items():
-    metrics[f"rewards/{name}/mean"] = _mean(values)
-    metrics[f"rewards/{name}/std"] = _std(values)
+    metrics[f"rewards/{name}/mean"] = mean(values)
+    metrics[f"rewards/{name}/std"] = std(values)
   for name, values in scores.metrics.items():
-    metrics[f"rewards/{name}"] = _mean(values)
+    metrics[f"rewards/{name}"] = mean(values)
   return metrics
 
 
-def _mean(values: np.ndarray) -> float:
+def mean(values: np.ndarray) -> float:
+  """The mean over values that are not NaN; NaN where there are none."""
   values = values[~np.isnan(values)].astype(np.float64)
   return float(values.mean()) if values.size else math.nan
 
 
-def _std(values: np.ndarray) -> float:
+def std(values: np.ndarray) -> float:
+  """The standard deviation (ddof 1) over values that are not NaN.
+
+  NaN where there are fewer than two.
+  """
   values = values[~np.isnan(values)].astype(np.float64)
   return float(values.std(ddof=1)) if values.size > 1 else math.nan
 

@@ -13,7 +13,6 @@ To add a dataset, write a function that returns a `Recipe` and name it in
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import hashlib
 import importlib.metadata
@@ -30,6 +29,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging as absl_logging
 
+from grpo_jax import configs
 from grpo_jax.data import countdown, prompts, tasks
 from grpo_jax.types import Problem
 
@@ -85,13 +85,14 @@ def load(
     ConnectionError: a download failed.
   """
   if name not in DATASETS:
-    raise ValueError(f"No dataset {name!r}; {_nearest(name, DATASETS)}.")
+    raise ValueError(f"No dataset {name!r}; {configs.nearest(name, DATASETS)}")
   make = DATASETS[name]
   known = inspect.signature(make).parameters
   for option in options:
     if option not in known:
       raise ValueError(
-        f"Dataset {name} has no option {option!r}; {_nearest(option, known)}."
+        f"Dataset {name} has no option {option!r};"
+        f" {configs.nearest(option, known)}"
       )
   for option, parameter in known.items():
     if parameter.default is parameter.empty and option not in options:
@@ -193,7 +194,8 @@ def task_corpus(
   for field in mix or {}:
     if field not in fields:
       raise ValueError(
-        f"The mix of {task} has no field {field!r}; {_nearest(field, fields)}."
+        f"The mix of {task} has no field {field!r};"
+        f" {configs.nearest(field, fields)}"
       )
   proportions = tasks.TASKS[task].mix(**(mix or {}))
   code = _fingerprint(inspect.getsource(tasks), text, repr(proportions))
@@ -733,12 +735,6 @@ def _content_hash(files: Any) -> str:
 def _unit_hash(text: str) -> float:
   digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
   return int.from_bytes(digest, "big") / 2**64
-
-
-def _nearest(name: str, known: Any) -> str:
-  near = difflib.get_close_matches(name, known, n=1)
-  hint = f"did you mean {near[0]!r}" if near else "none is similar"
-  return f"{hint}; known are {', '.join(sorted(known)) or 'none'}"
 
 
 DATASETS: dict[str, Callable[..., Recipe]] = {

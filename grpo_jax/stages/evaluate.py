@@ -103,12 +103,14 @@ def evaluate(
     truncated += cut[:real].ravel().tolist()
   repeated = [p for p in questions.problems for _ in range(k)]
   scores = combine.score({"accuracy": 1.0, "format": 0.0}, repeated, texts)
-  accuracy = scores.terms["accuracy"].reshape(-1, k)
-  solved = np.nanmean(accuracy, axis=1)
+  # A problem that cannot be graded counts neither way.
+  accuracy = scores.terms["accuracy"].reshape(-1, k).astype(np.float64)
+  solved = np.array([metrics.mean(row) for row in accuracy])
+  graded = np.count_nonzero(~np.isnan(solved))
   results = {
-    "pass@1": float(np.nanmean(solved)),
-    "pass@1_stderr": float(np.nanstd(solved) / np.sqrt(len(solved))),
-    "format": float(np.nanmean(scores.terms["format"])),
+    "pass@1": metrics.mean(solved),
+    "pass@1_stderr": metrics.std(solved) / max(graded, 1) ** 0.5,
+    "format": metrics.mean(scores.terms["format"]),
     "mean_length": float(np.mean(lengths)),
     "reflection_words": metrics.mean_reflection_words(texts),
     "truncated": float(np.mean(truncated)),
@@ -116,7 +118,7 @@ def evaluate(
     "samples": k,
   }
   # Outcomes of grading, as shares of all P * k completions.
-  results |= {name: float(np.nanmean(v)) for name, v in scores.metrics.items()}
+  results |= {name: metrics.mean(v) for name, v in scores.metrics.items()}
   return results, texts, scores
 
 

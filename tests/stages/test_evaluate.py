@@ -69,7 +69,9 @@ def test_results_are_means_over_problems_and_samples(whole, monkeypatch):
   results, texts, scores = run(make_questions(5))
   assert results["pass@1"] == pytest.approx(right.mean())
   means = right.mean(axis=1)
-  assert results["pass@1_stderr"] == pytest.approx(means.std() / np.sqrt(5))
+  assert results["pass@1_stderr"] == pytest.approx(
+    means.std(ddof=1) / np.sqrt(5)
+  )
   assert (results["problems"], results["samples"]) == (5, 4)
   assert len(texts) == 20
   np.testing.assert_array_equal(scores.terms["accuracy"], right.ravel())
