@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from grpo_jax import metrics
+from grpo_jax import run_log
 
 _TRAINING, _INK, _GRID = "#3b6fb6", "#333333", "#e6e6e6"
 _HELD_OUT = ("#d9642c", "#3f8f5b", "#8a5aa8", "#b08a1e")
@@ -67,8 +67,8 @@ def write_report(
     ValueError: the directory holds no metrics.
   """
   workdir = pathlib.Path(workdir)
-  steps = metrics.read(workdir / "metrics.jsonl")
-  evaluations = metrics.read(workdir / "evaluations.jsonl")
+  steps = run_log.read(workdir / "metrics.jsonl")
+  evaluations = run_log.read(workdir / "evaluations.jsonl")
   shown = [
     panel
     for panel in panels
@@ -184,7 +184,7 @@ def compare(workdir: str | os.PathLike) -> str:
   """The table of a run's first evaluation against its last, one per name."""
   path = pathlib.Path(workdir) / "evaluations.jsonl"
   runs = {}
-  for results in metrics.read(path):
+  for results in run_log.read(path):
     runs.setdefault(results["name"], []).append(results)
   return "\n\n".join(
     f"{name}, steps {results[0]['step']} and {results[-1]['step']}\n"

@@ -4,11 +4,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from grpo_jax import metrics, report
+from grpo_jax import report, run_log
 
 
 def make_run(workdir, names, evaluations=("test",), steps=30):
-  writer = metrics.Writer(workdir)
+  writer = run_log.Writer(workdir)
   for step in range(1, steps + 1):
     writer.write(step, {name: np.sqrt(step) for name in names})
   for name in evaluations:
@@ -38,7 +38,7 @@ def test_draws_a_panel_for_what_the_run_has(tmp_path, names, panels):
 
 
 def test_draws_runs_with_holes_one_step_and_several_evaluations(tmp_path):
-  writer = metrics.Writer(tmp_path)
+  writer = run_log.Writer(tmp_path)
   writer.write(1, {"reward": 1.0, "kl": np.nan})
   writer.write_evaluation(1, "test", {"pass@1": 0.5})
   writer.write_evaluation(1, "gsm8k", {"pass@1": 0.25, "mean_length": 7.0})

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from grpo_jax import metrics
+from grpo_jax import run_log
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 TINY = (
@@ -66,7 +66,7 @@ def stop(number: signal.Signals, step: int, experiment, workdir, *flags):
 
 
 def last_step(workdir: pathlib.Path) -> int:
-  return metrics.read(workdir / "metrics.jsonl")[-1]["step"]
+  return run_log.read(workdir / "metrics.jsonl")[-1]["step"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -118,7 +118,7 @@ def test_pretraining_goes_on_where_it_was_ended(
   assert code == (0 if number == signal.SIGTERM else -signal.SIGKILL)
   assert last_step(workdir) < 60
   assert "Going on after step" in run(*args)
-  assert metrics.history(workdir) == metrics.history(base)
+  assert run_log.history(workdir) == run_log.history(base)
 
 
 RL_STEPS = 60
@@ -164,14 +164,14 @@ def test_rl_goes_on_where_it_was_ended(number, whole, base, tmp_path, data_dir):
   assert code == (0 if number == signal.SIGTERM else -signal.SIGKILL)
   assert last_step(workdir) < RL_STEPS
   assert "Going on after step" in run(*args)
-  assert metrics.history(workdir) == metrics.history(whole)
+  assert run_log.history(workdir) == run_log.history(whole)
   for name in ("evaluations.jsonl", "completions.jsonl"):
-    assert metrics.read(workdir / name) == metrics.read(whole / name)
+    assert run_log.read(workdir / name) == run_log.read(whole / name)
 
 
 def test_the_reference_is_the_policy_right_after_a_refresh(whole):
   """KL is measured against the policy itself in the step's first update."""
-  rows = metrics.read(whole / "metrics.jsonl")
+  rows = run_log.read(whole / "metrics.jsonl")
   kl = {row["step"]: row["kl"] for row in rows}
   assert kl[13] < 0.25 * kl[12]
 

@@ -196,8 +196,8 @@ def sampler_gap(
 
   Returns:
     sampling_logp_difference/mean and /max of |log w|, in nats;
-    importance_sampling_ratio/min, /mean and /max of w; sampling_kl, the k3
-    estimate of KL(mu || pi_old) in nats; effective_sample_size,
+    importance_sampling_ratio/min, /mean and /max of w; kl, the k3 estimate of
+    KL(mu || pi_old) in nats; effective_sample_size,
     (sum w)^2 / (n sum w^2), at most 1. An empty mask gives a gap of 0.
   """
   log_ratio = kl_lib.clamp(
@@ -220,7 +220,7 @@ def sampler_gap(
     "importance_sampling_ratio/min": jnp.where(some, smallest, 1.0),
     "importance_sampling_ratio/mean": jnp.where(some, mean(ratio), 1.0),
     "importance_sampling_ratio/max": jnp.where(some, largest, 1.0),
-    "sampling_kl": mean(ratio - 1.0 - log_ratio),
+    "kl": mean(jnp.expm1(log_ratio) - log_ratio),
     "effective_sample_size": jnp.where(some, mean(ratio) ** 2 / square, 1.0),
   }
 

@@ -15,7 +15,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from grpo_jax import checkpoint, configs, metrics, sharding
+from grpo_jax import (
+  checkpoint,
+  configs,
+  metrics,
+  progress,
+  run_log,
+  sharding,
+)
 from grpo_jax.data import datasets, prompts, tokenizer
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
@@ -162,10 +169,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   results, texts, scores = evaluate(
     params, cfg, tok, questions, jax.random.key(config.seed), mesh
   )
-  writer = metrics.Writer(workdir)
+  writer = run_log.Writer(workdir)
   writer.write_evaluation(step, config.evaluate.data.name, results)
   writer.close()
   k = questions.sampling.group_size
   repeated = [p for p in questions.problems for _ in range(k)]
-  print(metrics.render(repeated, texts, scores, rows=(0, k)))
+  print(progress.render(repeated, texts, scores, rows=(0, k)))
   print(json.dumps(results, indent=2))

@@ -12,7 +12,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from grpo_jax import checkpoint, configs, metrics, optimizer, sharding
+from grpo_jax import (
+  checkpoint,
+  configs,
+  metrics,
+  optimizer,
+  progress,
+  run_log,
+  sharding,
+)
 from grpo_jax import state as state_lib
 from grpo_jax.data import datasets, tokenizer
 from grpo_jax.data.text import TextSource
@@ -71,10 +79,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   )
   if first_step:
     abstract = params_lib.abstract_params(specs, mesh)
-    state, _, progress = checkpointer.restore(
+    state, _, kept = checkpointer.restore(
       first_step, state_lib.abstract_state(abstract, tx)
     )
-    batches.set_state(progress["batches"])
+    batches.set_state(kept["batches"])
     print(f"Going on after step {first_step}.")
   else:
     checkpoint.save_model(workdir, cfg)
@@ -89,9 +97,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     router_bias_rate=config.router_bias_rate,
   )
 
-  writer = metrics.Writer(workdir, restored=first_step or None)
-  progress = metrics.Progress(config.total_steps, metrics.TEXT_COLUMNS)
-  timer = metrics.Timer()
+  writer = run_log.Writer(workdir, restored=first_step or None)
+  table = progress.Progress(config.total_steps, progress.TEXT_COLUMNS)
+  timer = progress.Timer()
   tokens = 0
   step = first_step
   with StopRequest() as stop:
@@ -115,7 +123,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
         )
         tokens = 0
         writer.write(step, scalars)
-        progress.show(step, scalars)
+        table.show(step, scalars)
         metrics.require_finite(step, scalars)
       if step % config.checkpoint.every == 0:
         save(checkpointer, step, state, batches)

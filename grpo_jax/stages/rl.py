@@ -20,12 +20,14 @@ from grpo_jax import (
   experience,
   metrics,
   optimizer,
+  progress,
   report,
+  run_log,
   sharding,
 )
 from grpo_jax import state as state_lib
 from grpo_jax.data import datasets, prompts, tokenizer
-from grpo_jax.losses import policy
+from grpo_jax.losses import correction, policy
 from grpo_jax.models import moe, scoring
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
@@ -119,10 +121,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   root_key = jax.random.key(config.seed)
   sample_key = jax.random.fold_in(root_key, _SAMPLE)
   evaluate_key = jax.random.fold_in(root_key, _EVALUATE)
-  writer = metrics.Writer(workdir, restored=first_step)
-  completions = metrics.CompletionsLog(workdir, restored=first_step)
-  progress = metrics.Progress(config.total_steps)
-  timer = metrics.Timer()
+  writer = run_log.Writer(workdir, restored=first_step)
+  completions = run_log.CompletionsLog(workdir, restored=first_step)
+  table = progress.Progress(config.total_steps)
+  timer = progress.Timer()
 
   def evaluate_now() -> None:
     with timer.phase("evaluate"):
@@ -190,7 +192,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
       scalars = metrics.mean_over_updates(updates)
       scalars |= metrics.reward_metrics(scores, sampling.group_size)
       scalars |= metrics.completion_metrics(texts, mask, rollout.truncated)
-      scalars |= metrics.sampler_gap(old.logprobs, rollout.logprobs, mask)
+      gap = correction.sampler_gap(old.logprobs, rollout.logprobs, mask)
+      scalars |= {f"sampling/{name}": value for name, value in gap.items()}
       scalars["entropy"] = float(old.entropy[mask].mean())
       scalars["learning_rate"] = learning_rate(state.step - 1)
       scalars["num_tokens"] = int(lengths.sum())
@@ -204,9 +207,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
       seconds["time/tokens_per_second"] = lengths.sum() / seconds["time/step"]
       scalars |= seconds | metrics.memory()
       writer.write(step, scalars)
-      progress.show(step, scalars)
+      table.show(step, scalars)
       if step % config.print_completions_every == 0:
-        print(metrics.render(rows, texts, scores, rows=(0,)))
+        print(progress.render(rows, texts, scores, rows=(0,)))
       # Last, so that a checkpoint never knows of a step that no file tells of.
       if step % config.checkpoint.every == 0:
         checkpointer.save(step, state, reference=refreshed)

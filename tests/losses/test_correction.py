@@ -96,7 +96,7 @@ def test_the_gap_matches_a_loop():
     "importance_sampling_ratio/min": w.min(),
     "importance_sampling_ratio/mean": w.mean(),
     "importance_sampling_ratio/max": w.max(),
-    "sampling_kl": np.mean(w - 1 - delta),
+    "kl": np.mean(w - 1 - delta),
     "effective_sample_size": w.sum() ** 2 / (len(w) * np.sum(w**2)),
   }
   result = correction.sampler_gap(

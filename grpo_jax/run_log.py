@@ -1,0 +1,237 @@
+"""The files of a run: scalars, evaluations, completions.
+
+A run's directory holds
+
+  metrics.jsonl      one object per step: `step`, then the metrics by name;
+  evaluations.jsonl  one object per evaluation: `step`, `name`, its results;
+  completions.jsonl  every completion with what it earned;
+  tensorboard/       the scalars once more.
+
+On several processes the first one writes, the others do not.
+
+Names that begin with `time/` or `memory/` differ between two runs of the same
+command; all the others are equal to the bit. A run that goes on from a
+checkpoint first drops what was written after it, so that histories join.
+
+B completions.
+"""
+
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tensorboardX
+from jaxtyping import Bool, Shaped
+
+from grpo_jax import types
+from grpo_jax.rewards import combine
+
+_VOLATILE = ("time/", "memory/")
+
+
+class JsonLines:
+  """A file of one JSON object per line and step that only grows.
+
+  Args:
+    path: created with its folder where missing.
+    restored: the step of the checkpoint that the run goes on from; lines of
+      later steps, and a last line cut short by a kill, are dropped. None
+      starts the file anew.
+  """
+
+  def __init__(self, path: str | os.PathLike, restored: int | None = None):
+    if jax.process_index() > 0:
+      self._file = open(os.devnull, "wb")
+      return
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    self._file = path.open("a+b")
+    self._file.truncate(self._length_to_keep(restored))
+
+  def _length_to_keep(self, restored: int | None) -> int:
+    if restored is None:
+      return 0
+    length = 0
+    self._file.seek(0)
+    for line in self._file:
+      try:
+        step = json.loads(line)["step"]
+      except ValueError:
+        break
+      if step > restored or not line.endswith(b"\n"):
+        break
+      length += len(line)
+    return length
+
+  def append(self, *records: Mapping[str, Any]) -> None:
+    """Writes each record on a line of its own, then flushes."""
+    lines = (
+      json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+      for record in records
+    )
+    # A stray surrogate in a model's text must not stop a run.
+    self._file.write("".join(lines).encode("utf-8", "replace"))
+    self._file.flush()
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._file.close()
+
+
+def read(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """The objects of a file of JSON lines; none where the file is missing."""
+  path = pathlib.Path(path)
+  if not path.exists():
+    return []
+  with path.open(encoding="utf-8") as lines:
+    return [json.loads(line) for line in lines]
+
+
+def history(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+  """The metrics of a run without those that no second run would repeat."""
+  return [
+    {k: v for k, v in row.items() if not k.startswith(_VOLATILE)}
+    for row in read(pathlib.Path(workdir) / "metrics.jsonl")
+  ]
+
+
+class Writer:
+  """Writes scalars to `metrics.jsonl`, `evaluations.jsonl` and TensorBoard.
+
+  Args:
+    workdir: the run's directory.
+    restored: as for `JsonLines`.
+  """
+
+  def __init__(self, workdir: str | os.PathLike, restored: int | None = None):
+    workdir = pathlib.Path(workdir)
+    self._metrics = JsonLines(workdir / "metrics.jsonl", restored)
+    self._evaluations = JsonLines(workdir / "evaluations.jsonl", restored)
+    # TensorBoard hides the events of an earlier start from this step on.
+    self._tensorboard = tensorboardX.SummaryWriter(
+      str(workdir / "tensorboard"),
+      purge_step=0 if restored is None else restored + 1,
+      # Two starts within a second must not share a file.
+      filename_suffix=f".{time.time_ns()}",
+      write_to_disk=jax.process_index() == 0,
+    )
+
+  def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+    """Logs one step's metrics: numbers, or arrays of one number.
+
+    A number that is not finite is written as null.
+    """
+    scalars = {name: _scalar(metrics[name]) for name in sorted(metrics)}
+    self._metrics.append({"step": int(step)} | _finite(scalars))
+    self._to_tensorboard(step, scalars)
+
+  def write_evaluation(
+    self, step: int, name: str, results: Mapping[str, Any]
+  ) -> None:
+    """Logs the results of one evaluation, such as those on the test split."""
+    scalars = {key: _scalar(results[key]) for key in sorted(results)}
+    self._evaluations.append(
+      {"step": int(step), "name": name} | _finite(scalars)
+    )
+    self._to_tensorboard(
+      step, {f"{name}/{key}": value for key, value in scalars.items()}
+    )
+
+  def _to_tensorboard(
+    self, step: int, scalars: Mapping[str, int | float]
+  ) -> None:
+    for name, value in scalars.items():
+      # TensorBoard allows no @ in a name.
+      name = name.replace("@", "_at_")
+      self._tensorboard.add_scalar(name, value, int(step))
+    self._tensorboard.flush()
+
+  def close(self) -> None:
+    """Closes all files."""
+    self._metrics.close()
+    self._evaluations.close()
+    self._tensorboard.close()
+
+
+def _scalar(value: Any) -> int | float:
+  value = np.asarray(value).reshape(())[()]
+  if isinstance(value, (np.integer, np.bool_)):
+    return int(value)
+  # The shortest decimal that reads back as the same float32 (0.1, not
+  # 0.10000000149): exact, and easier on the eye.
+  return float(str(value))
+
+
+def _finite(
+  scalars: Mapping[str, int | float],
+) -> dict[str, int | float | None]:
+  return {k: v if math.isfinite(v) else None for k, v in scalars.items()}
+
+
+class CompletionsLog:
+  """Keeps every completion, with what it earned, in `completions.jsonl`.
+
+  Args:
+    workdir: the run's directory.
+    restored: as for `JsonLines`.
+  """
+
+  def __init__(self, workdir: str | os.PathLike, restored: int | None = None):
+    path = pathlib.Path(workdir) / "completions.jsonl"
+    self._lines = JsonLines(path, restored)
+
+  def write(
+    self,
+    step: int,
+    problems: Sequence[types.Problem],
+    completions: Sequence[str],
+    scores: combine.Scores,
+    lengths: Shaped[np.ndarray, " B"],
+    truncated: Bool[np.ndarray, " B"],
+  ) -> None:
+    """Appends B lines; lengths are in tokens, a missing reward is null."""
+    self._lines.append(
+      *(
+        {
+          "step": int(step),
+          "question": problem.question,
+          "answer": problem.answer,
+          "completion": completion,
+          "reward": _scalar(reward) if valid else None,
+          "terms": _finite(
+            {k: _scalar(v[row]) for k, v in scores.terms.items()}
+          ),
+          # Of what terms log besides, such as outcomes, what is not 0.
+          "metrics": {
+            k: _scalar(v[row])
+            for k, v in scores.metrics.items()
+            if v[row] and not np.isnan(v[row])
+          },
+          "length": int(length),
+          "truncated": bool(cut),
+        }
+        for row, (problem, completion, reward, valid, length, cut) in (
+          enumerate(
+            zip(
+              problems,
+              completions,
+              scores.rewards,
+              scores.valid,
+              lengths,
+              truncated,
+              strict=True,
+            )
+          )
+        )
+      )
+    )
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._lines.close()
