@@ -66,6 +66,8 @@ setuptools.setup(
       "transformers>=5.23,<6",
       "httpx>=0.27,<0.29",
       "reasoning-gym>=0.1.25,<0.2",
+      # What adapters are compared with.
+      "peft>=0.21,<0.22",
     ],
   },
 )

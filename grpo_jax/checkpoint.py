@@ -2,7 +2,8 @@
 
 A run's directory holds `config.json` (which run this is), `model.json` and
 `tokenizer/` (what its parameters mean), `checkpoints/` and what the run prints
-and measures.
+and measures. Where it trains adapters, `lora.json` tells of them and of the
+frozen model, which stays where it is.
 """
 
 import dataclasses
@@ -11,18 +12,20 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from grpo_jax.models import hf
+from grpo_jax.models import hf, lora
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params, Specs
 from grpo_jax.state import TrainState
 
 CHECKPOINTS = "checkpoints"
+_MODEL, _LORA = "model.json", "lora.json"
 
 
 class Checkpointer:
@@ -133,7 +136,32 @@ def claim(workdir: str | os.PathLike, config: dict[str, Any]) -> None:
 def save_model(workdir: str | os.PathLike, cfg: ModelConfig) -> None:
   """Writes `model.json`, from which `load_policy` knows the parameters."""
   text = json.dumps(dataclasses.asdict(cfg), indent=2)
-  write_text(pathlib.Path(workdir) / "model.json", text + "\n")
+  write_text(pathlib.Path(workdir) / _MODEL, text + "\n")
+
+
+def save_lora(
+  workdir: str | os.PathLike,
+  settings: lora.LoraConfig,
+  base: str | os.PathLike,
+) -> None:
+  """Writes `lora.json`: which adapters a run's parameters are, and of what.
+
+  Args:
+    workdir: of the run.
+    settings: of the adapters.
+    base: directory of the frozen model. One within the run's own directory
+      moves with it.
+  """
+  workdir, base = pathlib.Path(workdir).resolve(), pathlib.Path(base).resolve()
+  if base.is_relative_to(workdir):
+    base = base.relative_to(workdir)
+  content = {"base": str(base)} | dataclasses.asdict(settings)
+  write_text(workdir / _LORA, json.dumps(content, indent=2) + "\n")
+
+
+def has_adapters(source: str | os.PathLike) -> bool:
+  """Returns whether a source is a run that trained adapters."""
+  return (pathlib.Path(source) / _LORA).exists()
 
 
 def is_source(path: str | os.PathLike) -> bool:
@@ -152,16 +180,20 @@ def load_policy(
   mesh: Mesh,
   *,
   specs: Callable[[ModelConfig], Specs] = params_lib.param_specs,
+  frozen: bool = False,
   **overrides: Any,
 ) -> tuple[ModelConfig, Params, int]:
   """Returns model, parameters and step of a run's newest checkpoint.
 
-  A directory of Hugging Face is at step 0.
+  A directory of Hugging Face is at step 0. Where a run trained adapters they
+  are merged into their base.
 
   Args:
     source: directory of a run, or one of Hugging Face.
     mesh: to place the parameters on.
     specs: the parameters of such a model, where it is no policy.
+    frozen: matrices are of the model's dtype, as is enough for what is never
+      updated; by default all is float32.
     **overrides: fields of ModelConfig that change how, not what, is computed:
       dtype, remat, head_chunk.
 
@@ -170,24 +202,85 @@ def load_policy(
     ValueError: as `hf.load`.
   """
   if hf.is_checkpoint(source):
-    cfg, params = hf.load(source, mesh=mesh)
+    dtype = overrides.get("dtype", "float32") if frozen else "float32"
+    cfg, params = hf.load(source, dtype=dtype, mesh=mesh)
     return dataclasses.replace(cfg, **overrides), params, 0
+  if has_adapters(source):
+    cfg, settings, adapters, base, step = load_adapters(source, mesh)
+    cfg = dataclasses.replace(cfg, **overrides)
+    _, params, _ = load_policy(base, mesh)
+    params = lora.merge(params, adapters, settings.scale)
+    if frozen:
+      abstract = params_lib.abstract_params(specs(cfg), mesh, cfg.dtype)
+      params = jax.tree.map(lambda x, a: x.astype(a.dtype), params, abstract)
+    return cfg, params, step
+  cfg, step = _newest(source)
+  cfg = dataclasses.replace(cfg, **overrides)
+  dtype = cfg.dtype if frozen else "float32"
+  return cfg, _restore_params(source, step, specs(cfg), mesh, dtype), step
+
+
+class Adapters(NamedTuple):
+  """The newest checkpoint of a run that trained adapters.
+
+  Attributes:
+    cfg: the model.
+    settings: of the adapters.
+    adapters: their tree.
+    base: directory of the frozen model.
+    step: of the checkpoint.
+  """
+
+  cfg: ModelConfig
+  settings: lora.LoraConfig
+  adapters: Params
+  base: pathlib.Path
+  step: int
+
+
+def load_adapters(source: str | os.PathLike, mesh: Mesh) -> Adapters:
+  """Returns the adapters of a run's newest checkpoint.
+
+  Raises:
+    FileNotFoundError: the directory holds no finished checkpoint.
+    ValueError: the run did not train adapters.
+  """
+  if not has_adapters(source):
+    raise ValueError(f"{source} is no run that trained adapters.")
+  cfg, step = _newest(source)
+  workdir = pathlib.Path(source).resolve()
+  content = json.loads((workdir / _LORA).read_text())
+  base = workdir / content.pop("base")
+  settings = lora.LoraConfig(**content)
+  specs = lora.adapter_specs(cfg, settings)
+  adapters = _restore_params(source, step, specs, mesh)
+  return Adapters(cfg, settings, adapters, base, step)
+
+
+def _newest(source: str | os.PathLike) -> tuple[ModelConfig, int]:
+  """Returns the model and the newest step of a run."""
   workdir = pathlib.Path(source).absolute()
-  path = workdir / "model.json"
-  step = None
+  path, step = workdir / _MODEL, None
   if path.exists() and (workdir / CHECKPOINTS).is_dir():
-    manager = ocp.CheckpointManager(workdir / CHECKPOINTS)
-    step = manager.latest_step()
+    with ocp.CheckpointManager(workdir / CHECKPOINTS) as manager:
+      step = manager.latest_step()
   if step is None:
     raise FileNotFoundError(f"No checkpoint of a model in {workdir}.")
-  cfg = ModelConfig(**json.loads(path.read_text()) | overrides)
-  abstract = params_lib.abstract_params(specs(cfg), mesh)
-  params = manager.restore(
-    step,
-    args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract)),
-  ).params
-  manager.close()
-  return cfg, params, step
+  return ModelConfig(**json.loads(path.read_text())), step
+
+
+def _restore_params(
+  source: str | os.PathLike,
+  step: int,
+  specs: Specs,
+  mesh: Mesh,
+  dtype: str = "float32",
+) -> Params:
+  abstract = params_lib.abstract_params(specs, mesh, dtype)
+  args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
+  directory = pathlib.Path(source).absolute() / CHECKPOINTS
+  with ocp.CheckpointManager(directory) as manager:
+    return manager.restore(step, args=args).params
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -317,6 +317,9 @@ def rl() -> config_dict.ConfigDict:
   c.pretrain = None
   # How the source's model is computed, not what it is.
   c.model = dict(dtype="bfloat16", remat="full", head_chunk=2048)
+  # What `models.lora.LoraConfig` reads: with a rank above 0 the source is
+  # frozen, its matrices in the dtype of `model`, and adapters are trained.
+  c.lora = dict(rank=0, alpha=32.0, targets=("all-linear",), rslora=False)
   c.data = dict(name="gsm8k", split="train")
   # `template`: a name in `data.prompts.TEMPLATES`, a file, or "chat" for the
   # chat template of the source's tokenizer.
@@ -377,6 +380,8 @@ def export() -> config_dict.ConfigDict:
   c.source = ""
   # What `models.hf.save` reads.
   c.save = dict(dtype="bfloat16", max_shard_bytes=5_000_000_000)
+  # Of a run that trained adapters: these alone, in PEFT's format.
+  c.adapters_only = False
   return c
 
 

@@ -146,6 +146,14 @@ def place(mesh: Mesh, tree: Any, axes: Sequence[Any]) -> Any:
   return jax.tree.map(put, tree)
 
 
+def gather(x: jax.Array) -> np.ndarray:
+  """Returns all of an array, whatever devices hold it, in every process."""
+  if isinstance(getattr(x, "sharding", None), NamedSharding):
+    x = jax.device_put(x, NamedSharding(x.sharding.mesh, PartitionSpec()))
+    x = x.addressable_data(0)
+  return np.asarray(x)
+
+
 def to_host(tree: Any) -> Any:
   """Returns global arrays as NumPy, all rows of them."""
   return jax.device_get(tree)

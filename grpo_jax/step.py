@@ -20,7 +20,7 @@ from grpo_jax.models.params import Params
 from grpo_jax.state import TrainState
 
 Metrics = Mapping[str, Any]
-LossFn = Callable[[Params, Any], tuple[Float[Array, ""], Metrics]]
+LossFn = Callable[..., tuple[Float[Array, ""], Metrics]]
 
 
 def make_update(
@@ -29,16 +29,17 @@ def make_update(
   *,
   num_microbatches: int = 1,
   router_bias_rate: float = 0.0,
-) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
-  """Returns the jitted update `(state, batch) -> (state, metrics)`.
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """Returns the jitted update `(state, batch, *frozen) -> (state, metrics)`.
 
-  The state is donated. Metrics are those of the loss, summed over microbatches,
-  with `loss` and `grad_norm` (before clipping). Where the loss has a metric
-  `expert_load` (a `moe.Load`), its figures are in its place, and router biases
-  move by it.
+  The state is donated; what is frozen goes to the loss and gets no gradient.
+  Metrics are those of the loss, summed over microbatches, with `loss` and
+  `grad_norm` (before clipping). Where the loss has a metric `expert_load` (a
+  `moe.Load`), its figures are in its place, and router biases move by it.
 
   Args:
-    loss_fn: `(params, batch) -> (loss, metrics)`; both additive over rows.
+    loss_fn: `(params, batch, *frozen) -> (loss, metrics)`; both additive over
+      rows.
     tx: the optimizer.
     num_microbatches: the leading axis of every array of the batch is cut into
       this many gradients, which are added up.
@@ -47,9 +48,11 @@ def make_update(
   """
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+  def update(
+    state: TrainState, batch: Any, *frozen: Any
+  ) -> tuple[TrainState, Metrics]:
     loss, metrics, gradient = gradients(
-      loss_fn, state.params, batch, num_microbatches
+      loss_fn, state.params, batch, num_microbatches, *frozen
     )
     updates, opt_state = tx.update(gradient, state.opt_state, state.params)
     metrics = dict(metrics) | {
@@ -68,13 +71,17 @@ def make_update(
 
 
 def gradients(
-  loss_fn: LossFn, params: Params, batch: Any, num_microbatches: int
+  loss_fn: LossFn,
+  params: Params,
+  batch: Any,
+  num_microbatches: int,
+  *frozen: Any,
 ) -> tuple[Float[Array, ""], Metrics, Params]:
   """Returns loss, metrics and gradient, summed over microbatches."""
 
   def one(piece: Any) -> tuple[Float[Array, ""], Metrics, Params]:
     (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
-      params, piece
+      params, piece, *frozen
     )
     return loss, metrics, gradient
 

@@ -10,9 +10,13 @@ import subprocess
 import sys
 import time
 
+import helpers
+import jax
+import numpy as np
 import pytest
 
-from grpo_jax import run_log
+from grpo_jax import checkpoint, run_log
+from grpo_jax.models import hf, lora
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 TINY = (
@@ -174,6 +178,75 @@ def test_the_reference_is_the_policy_right_after_a_refresh(whole):
   rows = run_log.read(whole / "metrics.jsonl")
   kl = {row["step"]: row["kl"] for row in rows}
   assert kl[13] < 0.25 * kl[12]
+
+
+def files(directory: pathlib.Path) -> dict[str, bytes]:
+  found = (path for path in directory.rglob("*") if path.is_file())
+  return {str(path.relative_to(directory)): path.read_bytes() for path in found}
+
+
+@pytest.mark.slow
+def test_adapters_go_on_where_they_were_ended_and_are_exported(
+  base, tmp_path, data_dir
+):
+  before = files(base)
+  flags = (
+    *rl_flags(base, data_dir),
+    "--config.lora.rank=2",
+    "--config.lora.targets=('q_proj','up_proj')",
+    "--config.optimizer.learning_rate=1e-2",
+    "--config.total_steps=24",
+    "--config.ref_every=5",
+    "--config.checkpoint.every=4",
+    "--config.evaluate.every=12",
+  )
+  whole, workdir = tmp_path / "whole", tmp_path / "run"
+  experiment = f"experiments/r1_zero.py:base={base}"
+  run(experiment, whole, *flags)
+  stop(signal.SIGKILL, 8, experiment, workdir, *flags)
+  assert last_step(workdir) < 24
+  assert "Going on after step" in run(experiment, workdir, *flags)
+  assert run_log.history(workdir) == run_log.history(whole)
+  assert files(base) == before
+  sizes = {
+    source: sum(map(len, files(source / "checkpoints" / step).values()))
+    for source, step in ((base, "60"), (workdir, "24"))
+  }
+  assert sizes[workdir] < 0.6 * sizes[base]
+  # KL to the frozen base, which has no adapters, and to what they were.
+  rows = run_log.read(whole / "metrics.jsonl")
+  kl = {row["step"]: row["kl"] for row in rows}
+  assert kl[6] < 0.25 * kl[5]
+
+  mesh = helpers.make_mesh()
+  of_run, of_whole = (
+    checkpoint.load_adapters(source, mesh) for source in (workdir, whole)
+  )
+  leaves = jax.tree.leaves(of_run.adapters), jax.tree.leaves(of_whole.adapters)
+  for x, y in zip(*leaves, strict=True):
+    np.testing.assert_array_equal(x, y)
+    assert np.abs(x).max() > 0
+  export = f"experiments/export.py:{workdir}"
+  run(export, tmp_path / "model", "--config.save.dtype=float32")
+  run(export, tmp_path / "adapters", "--config.adapters_only=True")
+  _, params = hf.load(tmp_path / "model")
+  settings, adapters = lora.load(tmp_path / "adapters", of_run.cfg)
+  assert settings.targets == ("q_proj", "up_proj")
+  _, frozen, _ = checkpoint.load_policy(base, mesh)
+  merged = lora.merge(frozen, adapters, settings.scale)
+  for x, y in zip(
+    jax.tree.leaves(params), jax.tree.leaves(merged), strict=True
+  ):
+    np.testing.assert_array_equal(x, y)
+  results = run(
+    f"experiments/evaluate.py:{workdir}",
+    tmp_path / "results",
+    data_dir,
+    "--config.evaluate.data.name=addition",
+    "--config.evaluate.data.test_size=8",
+    "--config.evaluate.prompts_per_batch=8",
+  )
+  assert "pass@1" in results
 
 
 def test_a_finished_run_only_reports(whole, base, data_dir):

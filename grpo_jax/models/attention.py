@@ -61,10 +61,9 @@ def attention(
   if cache is not None:
     own = written(*cache, own)
   y = attend(q, own, visible, prompt).astype(x.dtype)
-  weight = sharding.to_use(
-    params["o"], ("kv_heads", None, None, "embed"), x.dtype
-  )
-  return layers.dense(jnp.moveaxis(y, 2, 3), weight, contract=3), own
+  axes = "kv_heads", None, None, "embed"
+  y = layers.linear(jnp.moveaxis(y, 2, 3), params["o"], axes, contract=3)
+  return y, own
 
 
 def empty(cfg: ModelConfig, tokens: Int[Array, "P G"], slots: int) -> LayerKV:
@@ -128,8 +127,7 @@ def attend(
 def _project(params, cfg, name, x):
   """Returns q [P, G, K, T, R, H], or k or v with R = 1: heads before slots."""
   heads = ("kv_heads", None) if name == "q" else ("kv_heads",)
-  weight = sharding.to_use(params[name], ("embed", *heads, None), x.dtype)
-  y = layers.dense(x, weight)
+  y = layers.linear(x, params[name], ("embed", *heads, None))
   if cfg.qkv_bias:
     y = y + sharding.to_use(params[f"{name}_bias"], (*heads, None), x.dtype)
   if cfg.qk_norm and name != "v":

@@ -26,6 +26,7 @@ from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors import numpy as safetensors_numpy
 
+from grpo_jax import sharding
 from grpo_jax.models import hf_config, tensor_files
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
@@ -148,6 +149,16 @@ class Tensor:
     return x.reshape(self.shape)
 
 
+def layer_table(cfg: ModelConfig) -> dict[str, tuple[str, int]]:
+  """Returns the names in files of all that a model's layers can have.
+
+  By path within a layer: the tensor's name, and how many axes are inputs. Of
+  one family or of none, such as a base of our own.
+  """
+  attention = _LATENT if cfg.latent_dim else _GROUPED | _BIASES | _QK_NORMS
+  return attention | _DENSE | _EXPERTS | _SHARED
+
+
 def tensors(cfg: ModelConfig) -> list[Tensor]:
   """Returns the tensors of a model's files, layer by layer.
 
@@ -161,7 +172,7 @@ def tensors(cfg: ModelConfig) -> list[Tensor]:
     name: specs.pop(name) for name in ("embed", "norm", "head") if name in specs
   }
   for name, spec in top.items():
-    found.append(_tensor(table[name], (name,), spec.shape))
+    found.append(make_tensor(table[name], (name,), spec.shape))
   for stack in cfg.stacks:
     flat = traverse_util.flatten_dict(specs[stack.name])
     for layer in range(stack.num_layers):
@@ -173,7 +184,7 @@ def tensors(cfg: ModelConfig) -> list[Tensor]:
         for expert in experts:
           index = (layer,) if expert is None else (layer, expert)
           found.append(
-            _tensor(
+            make_tensor(
               entry,
               (stack.name, *path),
               spec.shape[len(index) :],
@@ -186,7 +197,14 @@ def tensors(cfg: ModelConfig) -> list[Tensor]:
   return found
 
 
-def _tensor(entry, path, ours, index=(), **numbers) -> Tensor:
+def make_tensor(
+  entry: tuple[str, int],
+  path: tuple[str, ...],
+  ours: tuple[int, ...],
+  index: tuple[int, ...] = (),
+  **numbers: int | None,
+) -> Tensor:
+  """Returns the tensor of an entry of a table, with its numbers filled in."""
   name, inputs = entry
   shape = ours
   if inputs:
@@ -240,7 +258,7 @@ def load(
   wanted = tensors(cfg)
   if cfg.tied_head:
     _tie(stored)
-  _check(path, wanted, stored, block)
+  check_stored(path, wanted, stored, block)
   specs = params_lib.param_specs(cfg)
   places = traverse_util.flatten_dict(
     jax.tree.map(
@@ -412,13 +430,22 @@ def _tie(stored: dict[str, Stored]) -> None:
     )
 
 
-def _check(
+def check_stored(
   path: pathlib.Path,
   wanted: Iterable[Tensor],
   stored: Mapping[str, Stored],
-  block: tuple[int, int] | None,
+  block: tuple[int, int] | None = None,
+  model: str = "its config.json",
 ) -> None:
-  """Raises one ValueError for all that does not fit `config.json`."""
+  """Raises one ValueError for all tensors that do not fit the model.
+
+  Args:
+    path: the directory.
+    wanted: what should be there.
+    stored: what is there.
+    block: of float8.
+    model: a phrase for where the shapes come from.
+  """
   shapes = {tensor.name: tensor.shape for tensor in wanted}
   for name in [n for n in shapes if n in stored and stored[n].is_float8]:
     if block is None:
@@ -442,7 +469,7 @@ def _check(
   if faults:
     more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
     raise ValueError(
-      f"The tensors in {path} are not those of its config.json:"
+      f"The tensors in {path} are not those of {model}:"
       f" {'; '.join(faults[:5])}{more}."
     )
 
@@ -545,10 +572,7 @@ def _make_gather(
   @functools.lru_cache(maxsize=1)  # Of a layer's experts, one after the other.
   def parameter(path: tuple[str, ...], *layer: int) -> np.ndarray:
     x = flat[path][layer].astype(types[path])
-    if isinstance(getattr(x, "sharding", None), NamedSharding):
-      x = jax.device_put(x, NamedSharding(x.sharding.mesh, PartitionSpec()))
-      x = x.addressable_data(0)
-    return np.asarray(x)
+    return sharding.gather(x)
 
   def gather(tensor: Tensor) -> np.ndarray:
     layer, expert = tensor.index[:1], tensor.index[1:]

@@ -1,11 +1,14 @@
-"""RMSNorm, rotary embedding, gated MLP.
+"""Matrix products, with adapters or without; RMSNorm, rotary embedding, MLP.
 
 Rows are any leading axes; T positions, D width, F feed-forward width, H head
 width. Norms and angles are computed in float32 whatever the dtype of x.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -13,6 +16,29 @@ from jaxtyping import Array, Float, Int
 
 from grpo_jax import sharding
 from grpo_jax.models.config import ModelConfig, RopeScaling
+
+
+@flax.struct.dataclass
+class Adapted:
+  """A matrix and its low-rank adapter, in the place of the matrix alone.
+
+  It acts as weight + scale * down up (LoRA, arXiv 2106.09685, eq. 3), without
+  making that sum. Stacked or in use, as the weight is.
+
+  Attributes:
+    weight: inputs, then outputs; frozen.
+    down: [*inputs, rank].
+    up: [rank, *outputs].
+    scale: of the product.
+  """
+
+  weight: Float[Array, "..."]
+  down: Float[Array, "..."]
+  up: Float[Array, "..."]
+  scale: float = flax.struct.field(pytree_node=False)
+
+
+Weight = Float[Array, "..."] | Adapted
 
 
 def rms_norm(
@@ -114,8 +140,48 @@ def _mscale(scaling, times):
   return 0.1 * times * math.log(scaling.factor) + 1.0
 
 
+def linear(
+  x: Float[Array, "..."],
+  weight: Weight,
+  axes: Sequence[str | None],
+  contract: int = 1,
+) -> Float[Array, "..."]:
+  """Returns x @ weight, of a weight at rest, in the dtype of x.
+
+  Args:
+    x: as for `dense`.
+    weight: with its adapter, if it has one.
+    axes: logical axes of the weight.
+    contract: as for `dense`.
+  """
+  return dense(x, to_use(weight, axes, x.dtype), contract)
+
+
+def to_use(weight: Weight, axes: Sequence[str | None], dtype: Any) -> Weight:
+  """Returns `sharding.to_use` of a weight, and of its adapter if it has one.
+
+  Args:
+    weight: of one layer, or stacked.
+    axes: logical axes of the weight, that of the stack included.
+    dtype: to compute in; None to leave it.
+  """
+  if not isinstance(weight, Adapted):
+    return sharding.to_use(weight, axes, dtype)
+  # Both factors have the axis of the stack, and the rank in between.
+  inputs = weight.down.ndim - 1
+  outputs = weight.weight.ndim - inputs
+  stacked = weight.up.ndim - 1 - outputs
+  down = *axes[:inputs], None
+  up = *axes[:stacked], None, *axes[inputs:]
+  return weight.replace(
+    weight=sharding.to_use(weight.weight, axes, dtype),
+    down=sharding.to_use(weight.down, down, dtype),
+    up=sharding.to_use(weight.up, up, dtype),
+  )
+
+
 def dense(
-  x: Float[Array, "..."], weight: Float[Array, "..."], contract: int = 1
+  x: Float[Array, "..."], weight: Weight, contract: int = 1
 ) -> Float[Array, "..."]:
   """Returns x @ weight with rows, inputs and outputs each as one axis.
 
@@ -126,9 +192,12 @@ def dense(
   Args:
     x: rows, then `contract` axes of inputs.
     weight: `contract` axes of inputs, then any of outputs; in use, see
-      `sharding.to_use`.
+      `to_use`.
     contract: how many axes are inputs.
   """
+  if isinstance(weight, Adapted):
+    change = dense(dense(x, weight.down, contract), weight.up)
+    return dense(x, weight.weight, contract) + change * weight.scale
   rows, inputs = x.shape[:-contract], x.shape[-contract:]
   outputs = weight.shape[contract:]
   i, o = math.prod(inputs), math.prod(outputs)
@@ -161,8 +230,6 @@ def mlp(
 ) -> Float[Array, "*rows D"]:
   """Returns (silu(x gate) * x up) down (SwiGLU, arXiv 2002.05202, eq. 6)."""
   gate, up = (
-    sharding.to_use(params[name], ("embed", "ffn"), x.dtype)
-    for name in ("gate", "up")
+    linear(x, params[name], ("embed", "ffn")) for name in ("gate", "up")
   )
-  down = sharding.to_use(params["down"], ("ffn", "embed"), x.dtype)
-  return dense(jax.nn.silu(dense(x, gate)) * dense(x, up), down)
+  return linear(jax.nn.silu(gate) * up, params["down"], ("ffn", "embed"))

@@ -2,7 +2,7 @@
 
 P prompts, G completions each, T query positions, S prompt slots; N heads, H
 width of queries and keys, U their rotary part, C width of the latent, W width
-of the values.
+of the values, A rank of an adapter.
 
 What is kept of a position is one vector [C + U] for all heads: a normalized
 latent, from which `kv_up` makes each head's keys and values, and a rotated key
@@ -53,7 +53,7 @@ def attention(
   """
   q = _queries(params, cfg, x, angles)
   own = _latents(params, cfg, x, angles)
-  kv_up = sharding.to_use(params["kv_up"], ("embed", "heads", None), x.dtype)
+  kv_up = layers.to_use(params["kv_up"], ("embed", "heads", None), x.dtype)
   if cache is None:
     if prompt is not None:
       prompt = _expanded(cfg, kv_up, prompt[0]), prompt[1]
@@ -63,15 +63,15 @@ def attention(
     own = written(*cache, own)
     if prompt is not None:
       prompt = _as_one_head(cfg, prompt[0]), prompt[1]
-    k_up, v_up = _split(kv_up, cfg.head_dim - cfg.rope_dim)
+    k_up, v_up = _split_heads(kv_up, cfg.head_dim - cfg.rope_dim)
     q_nope, q_rope = _split(q, cfg.head_dim - cfg.rope_dim)
-    q_latent = jnp.einsum("PGNTH,CNH->PGNTC", q_nope, k_up)
+    q_latent = _absorb_keys(q_nope, k_up)
     q = jnp.concatenate([q_latent, q_rope], axis=-1)
     q = jnp.moveaxis(q, 2, 3)[:, :, None]
     y = attend(q, _as_one_head(cfg, own), visible, prompt).astype(x.dtype)
-    y = jnp.einsum("PGTNC,CNW->PGTNW", y[:, :, 0], v_up)
-  weight = sharding.to_use(params["o"], ("heads", None, "embed"), x.dtype)
-  return layers.dense(y, weight, contract=2), own
+    y = _absorb_values(y[:, :, 0], v_up)
+  axes = "heads", None, "embed"
+  return layers.linear(y, params["o"], axes, contract=2), own
 
 
 def empty(cfg: ModelConfig, tokens: Int[Array, "P G"], slots: int) -> LatentKV:
@@ -84,12 +84,11 @@ def empty(cfg: ModelConfig, tokens: Int[Array, "P G"], slots: int) -> LatentKV:
 def _queries(params, cfg, x, angles):
   """Returns scaled queries [P, G, N, T, H], their last U rotated."""
   if cfg.query_latent_dim:
-    down = sharding.to_use(params["q_down"], ("embed", None), x.dtype)
-    x = layers.dense(x, down)
+    x = layers.linear(x, params["q_down"], ("embed", None))
     x = layers.rms_norm(x, params["q_norm"], _LATENT_NORM_EPS)
   name = "q_up" if cfg.query_latent_dim else "q"
-  weight = sharding.to_use(params[name], ("embed", "heads", None), x.dtype)
-  q = jnp.moveaxis(layers.dense(x, weight), 3, 2)
+  q = layers.linear(x, params[name], ("embed", "heads", None))
+  q = jnp.moveaxis(q, 3, 2)
   nope, rope = _split(q, cfg.head_dim - cfg.rope_dim)
   angles = tuple(a[:, :, None] for a in angles)
   rope = layers.rotate(rope, angles, cfg.rope_interleaved)
@@ -98,8 +97,8 @@ def _queries(params, cfg, x, angles):
 
 
 def _latents(params, cfg, x, angles):
-  down = sharding.to_use(params["kv_down"], ("embed", None), x.dtype)
-  latent, rope = _split(layers.dense(x, down), cfg.latent_dim)
+  latent = layers.linear(x, params["kv_down"], ("embed", None))
+  latent, rope = _split(latent, cfg.latent_dim)
   latent = layers.rms_norm(latent, params["kv_norm"], _LATENT_NORM_EPS)
   rope = layers.rotate(rope, angles, cfg.rope_interleaved)
   return LatentKV(jnp.concatenate([latent, rope], axis=-1)[:, :, None])
@@ -118,6 +117,36 @@ def _expanded(cfg, kv_up, kv):
 
 def _as_one_head(cfg, kv):
   return LayerKV(kv.latents, kv.latents[..., : cfg.latent_dim])
+
+
+def _absorb_keys(q, k_up):
+  """Returns queries [P, G, N, T, H] in the space of the latents."""
+  if isinstance(k_up, layers.Adapted):
+    # Not merged: in bf16 a sum would lose what small adapters say.
+    change = jnp.einsum("PGNTH,ANH->PGNTA", q, k_up.up)
+    change = jnp.einsum("PGNTA,CA->PGNTC", change, k_up.down)
+    return _absorb_keys(q, k_up.weight) + change * k_up.scale
+  return jnp.einsum("PGNTH,CNH->PGNTC", q, k_up)
+
+
+def _absorb_values(y, v_up):
+  """Returns values [P, G, T, N, W] of mixed latents [P, G, T, N, C]."""
+  if isinstance(v_up, layers.Adapted):
+    change = jnp.einsum("PGTNC,CA->PGTNA", y, v_up.down)
+    change = jnp.einsum("PGTNA,ANW->PGTNW", change, v_up.up)
+    return _absorb_values(y, v_up.weight) + change * v_up.scale
+  return jnp.einsum("PGTNC,CNW->PGTNW", y, v_up)
+
+
+def _split_heads(kv_up, at):
+  """Returns the parts of `kv_up` that make keys, and values."""
+  if not isinstance(kv_up, layers.Adapted):
+    return _split(kv_up, at)
+  weights, ups = _split(kv_up.weight, at), _split(kv_up.up, at)
+  return tuple(
+    kv_up.replace(weight=weight, up=up)
+    for weight, up in zip(weights, ups, strict=True)
+  )
 
 
 def _split(x, at):

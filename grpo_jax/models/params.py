@@ -39,6 +39,15 @@ class ParamSpec:
     if len(self.shape) != len(self.axes):
       raise ValueError(f"{self.shape=} and {self.axes=} differ in length.")
 
+  @property
+  def is_cast(self) -> bool:
+    """Whether it is computed with in the compute dtype.
+
+    What no axis shards (the norms) stays float32.
+    """
+    matrix = any(axis not in (None, "layers") for axis in self.axes)
+    return matrix and not self.in_float32
+
 
 def normal(stddev: float) -> Initializer:
   """Returns an initializer: a normal cut at two standard deviations."""
@@ -229,14 +238,20 @@ def init_params(key: jax.Array, specs: Specs, mesh: Mesh | None = None):
   return jax.jit(init, out_shardings=where)()
 
 
-def abstract_params(specs: Specs, mesh: Mesh) -> Any:
-  """Returns the tree of shapes and shardings that a restore fills."""
-  return jax.tree.map(
-    lambda s, where: jax.ShapeDtypeStruct(s.shape, jnp.float32, sharding=where),
-    specs,
-    shardings(specs, mesh),
-    is_leaf=_is_spec,
-  )
+def abstract_params(specs: Specs, mesh: Mesh, dtype: str = "float32") -> Any:
+  """Returns the tree of shapes and shardings that a restore fills.
+
+  Args:
+    specs: of the parameters.
+    mesh: to place them on.
+    dtype: of what is cast to compute with; the rest is float32.
+  """
+
+  def one(spec: ParamSpec, where: NamedSharding) -> jax.ShapeDtypeStruct:
+    kept = jnp.dtype(dtype if spec.is_cast else "float32")
+    return jax.ShapeDtypeStruct(spec.shape, kept, sharding=where)
+
+  return jax.tree.map(one, specs, shardings(specs, mesh), is_leaf=_is_spec)
 
 
 def count(specs: Specs) -> int:

@@ -69,7 +69,7 @@ def read_headers(directory: pathlib.Path) -> dict[str, Stored]:
   if (directory / INDEX).exists():
     index = json.loads((directory / INDEX).read_text())["weight_map"]
   elif (directory / SINGLE).exists():
-    index = dict.fromkeys(_read_header(directory / SINGLE), SINGLE)
+    index = dict.fromkeys(read_header(directory / SINGLE), SINGLE)
   else:
     raise FileNotFoundError(
       f"No weights in {directory}: neither {INDEX} nor {SINGLE}. Other formats"
@@ -83,7 +83,7 @@ def read_headers(directory: pathlib.Path) -> dict[str, Stored]:
       raise FileNotFoundError(
         f"{directory / INDEX} names {name}, which is not there."
       )
-    found |= _read_header(directory / name)
+    found |= read_header(directory / name)
   for name, file in index.items():
     if name not in found or found[name].file.name != file:
       raise ValueError(
@@ -92,7 +92,8 @@ def read_headers(directory: pathlib.Path) -> dict[str, Stored]:
   return found
 
 
-def _read_header(file: pathlib.Path) -> dict[str, Stored]:
+def read_header(file: pathlib.Path) -> dict[str, Stored]:
+  """Returns the tensors of one file by name; raises as `read_headers`."""
   size = file.stat().st_size
   with file.open("rb") as stream:
     length = int.from_bytes(stream.read(8), "little")

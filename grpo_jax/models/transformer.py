@@ -209,10 +209,7 @@ def unstack(params: Params, cfg: ModelConfig) -> Params:
   """
 
   def use(spec, x):
-    # What no axis shards (the norms) stays float32, as in training.
-    matrix = any(axis not in (None, "layers") for axis in spec.axes)
-    cast = matrix and not spec.in_float32
-    return sharding.to_use(x, spec.axes, cfg.dtype if cast else None)
+    return layers.to_use(x, spec.axes, cfg.dtype if spec.is_cast else None)
 
   used = jax.tree.map(use, param_specs(cfg), params)
   return used | {

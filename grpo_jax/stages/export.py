@@ -8,15 +8,19 @@ from ml_collections import ConfigDict
 from grpo_jax import checkpoint, configs, sharding
 from grpo_jax.data import tokenizer
 from grpo_jax.models import config as config_lib
-from grpo_jax.models import hf
+from grpo_jax.models import hf, lora
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Writes the policy of `config.source` to `workdir`, with its tokenizer.
 
+  Adapters are merged into their base, or written without it where
+  `config.adapters_only` says so.
+
   Raises:
     ValueError: a field of the config is unknown, there is something in
-      `workdir`, or no family of Hugging Face has such a model.
+      `workdir`, or no family of Hugging Face has such a model; or there are no
+      adapters to write.
     FileNotFoundError: `config.source` holds no model.
   """
   configs.check_fields(config, configs.export())
@@ -30,6 +34,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   tok = tokenizer.load(checkpoint.tokenizer_directory(config.source))
   mesh = sharding.make_mesh(config.mesh)
   jax.set_mesh(mesh)
-  cfg, params, step = checkpoint.load_policy(config.source, mesh)
-  hf.save(workdir, cfg, params, tok, **config.save)
-  print(f"The policy after step {step} of {config.source} is in {workdir}.")
+  if config.adapters_only:
+    run = checkpoint.load_adapters(config.source, mesh)
+    cfg, step, what = run.cfg, run.step, "Adapters"
+    lora.save(workdir, cfg, run.settings, run.adapters, base=str(run.base))
+  else:
+    cfg, params, step = checkpoint.load_policy(config.source, mesh)
+    what = "The policy"
+    hf.save(workdir, cfg, params, tok, **config.save)
+  print(f"{what} after step {step} of {config.source}: in {workdir}.")

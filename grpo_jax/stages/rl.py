@@ -28,7 +28,7 @@ from grpo_jax import (
 from grpo_jax import state as state_lib
 from grpo_jax.data import datasets, prompts, tokenizer
 from grpo_jax.losses import correction, policy
-from grpo_jax.models import moe, scoring
+from grpo_jax.models import lora, moe, scoring
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
@@ -40,7 +40,7 @@ from grpo_jax.stopping import StopRequest
 from grpo_jax.types import Experience, PromptBatch, Rollout
 
 # What a random number is for; steps, rows and positions are folded in after it.
-_SAMPLE, _EVALUATE = 0, 1
+_SAMPLE, _EVALUATE, _ADAPTERS = 0, 1, 2
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
@@ -78,7 +78,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   )
   questions = evaluate.make_questions(config.evaluate, tok, template, data_dir)
   # Last of what can refuse a config, so that a refusal leaves nothing behind.
-  cfg, reference, _ = checkpoint.load_policy(source, mesh, **config.model)
+  settings = lora.LoraConfig(**config.lora)
+  cfg, reference, _ = checkpoint.load_policy(
+    source, mesh, frozen=settings.rank > 0, **config.model
+  )
+  trainable = lora.trainable(cfg, reference, settings)
   moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)
   checkpoint.claim(workdir, config.to_dict())
 
@@ -87,38 +91,42 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   tx, learning_rate = optimizer.make_optimizer(
     config.total_steps * config.batching.num_minibatches, **config.optimizer
   )
+  root_key = jax.random.key(config.seed)
   refreshed = None  # The reference, once it is no longer the source.
   if first_step is None:
     tok.save(workdir / "tokenizer")
     checkpoint.save_model(workdir, cfg)
-    params = jax.tree.map(jnp.copy, reference)  # An update consumes its state.
-    state = state_lib.init_state(params, tx)
+    if settings.rank:
+      checkpoint.save_lora(workdir, settings, source)
+    key = jax.random.fold_in(root_key, _ADAPTERS)
+    state = state_lib.init_state(trainable.start(key, reference, mesh), tx)
   else:
-    abstract = params_lib.abstract_params(params_lib.param_specs(cfg), mesh)
+    abstract = params_lib.abstract_params(trainable.specs, mesh)
     state, refreshed, _ = checkpointer.restore(
       first_step, state_lib.abstract_state(abstract, tx)
     )
-    reference = reference if refreshed is None else refreshed
+    if refreshed is not None:
+      reference = trainable.policy(refreshed)
     print(f"Going on after step {first_step}.")
   if not config.loss.kl_coef:
     reference = refreshed = None
   step = first_step or 0
 
   score = experience.make_score(cfg, sampling.temperature, num_pieces)
-  update = make_update(
-    functools.partial(
-      loss_fn,
-      cfg=cfg,
-      temperature=sampling.temperature,
-      policy_loss=functools.partial(
-        policy.OBJECTIVES[config.objective], **config.loss
-      ),
+  loss = functools.partial(
+    loss_fn,
+    cfg=cfg,
+    temperature=sampling.temperature,
+    policy_loss=functools.partial(
+      policy.OBJECTIVES[config.objective], **config.loss
     ),
+  )
+  update = make_update(
+    trainable.loss(loss),
     tx,
     num_microbatches=config.batching.num_microbatches,
     router_bias_rate=config.router_bias_rate,
   )
-  root_key = jax.random.key(config.seed)
   sample_key = jax.random.fold_in(root_key, _SAMPLE)
   evaluate_key = jax.random.fold_in(root_key, _EVALUATE)
   writer = run_log.Writer(workdir, restored=first_step)
@@ -129,7 +137,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   def evaluate_now() -> None:
     with timer.phase("evaluate"):
       results, _, _ = evaluate.evaluate(
-        state.params, cfg, tok, questions, evaluate_key, mesh
+        trainable.policy(state.params),
+        cfg,
+        tok,
+        questions,
+        evaluate_key,
+        mesh,
       )
     writer.write_evaluation(step, config.evaluate.data.name, results)
     print(f"Held out, after step {step}: {evaluate.summary(results)}")
@@ -145,7 +158,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
         ]
       with timer.phase("sample"):
         key = jax.random.fold_in(sample_key, step)
-        rollout = draw(state.params, cfg, batch, key, sampling, tok, mesh)
+        current = trainable.policy(state.params)
+        rollout = draw(current, cfg, batch, key, sampling, tok, mesh)
         rollout = experience.trim(rollout, config.batching.length_multiple)
       with timer.phase("reward"):
         texts = evaluate.completion_texts(
@@ -162,7 +176,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
       with timer.phase("score"):
         placed = experience.place(rollout, mesh, num_pieces)
         given = placed.prompts, placed.tokens, placed.completion_mask
-        old = sharding.to_host(score(state.params, *given))
+        old = sharding.to_host(score(current, *given))
         ref = None
         if reference is not None:
           ref = sharding.to_host(score(reference, *given).logprobs)
@@ -181,12 +195,13 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
           sampling.max_new_tokens,
         ):
           part = experience.place(part, mesh, config.batching.num_microbatches)
-          state, update_metrics = update(state, part)
+          state, update_metrics = update(state, part, *trainable.frozen)
           updates.append(sharding.to_host(update_metrics))
       step += 1
       if config.ref_every and step % config.ref_every == 0:
         if reference is not None:
-          reference = refreshed = jax.tree.map(jnp.copy, state.params)
+          refreshed = jax.tree.map(jnp.copy, state.params)
+          reference = trainable.policy(refreshed)
 
       mask = rollout.completion_mask
       scalars = metrics.mean_over_updates(updates)
@@ -299,7 +314,8 @@ def check(config: ConfigDict) -> None:
     ValueError: a field is unknown or does not fit the others.
     FileNotFoundError: `config.source` holds no checkpoint.
   """
-  checked = "sampling", "advantages", "loss", "optimizer"  # Each by itself.
+  # Each by itself.
+  checked = "sampling", "advantages", "loss", "optimizer", "lora"
   configs.check_fields(
     config, configs.rl(), free=("data", "rewards", "pretrain", *checked)
   )
@@ -314,11 +330,17 @@ def check(config: ConfigDict) -> None:
       ("entropy", "correction"),
     ),
     ("optimizer", optimizer.make_optimizer, ("total_updates",)),
+    ("lora", lora.LoraConfig, ()),
   ):
     section = config
     for part in name.split("."):
       section = section[part]
     configs.check_section(name, section, function, given)
+  if lora.LoraConfig(**config.lora).rank and config.router_bias_rate:
+    raise ValueError(
+      f"config.router_bias_rate={config.router_bias_rate} moves the router of a"
+      " model that config.lora.rank freezes; set one of them to 0."
+    )
   source = pathlib.Path(config.source)
   if config.pretrain:
     pretrain.check(config.pretrain)

@@ -231,6 +231,13 @@ def test_any_argument_of_what_a_section_feeds_is_a_field(changes):
     ({"weighting": "tokenmean"}, "tokenmean.* 'token_mean'"),
     ({"objective": "grop"}, "grop.* 'grpo'"),
     ({"optimizer.schedule": "sine"}, "schedule='sine' must be one of"),
+    ({"lora.rank": -1}, r"lora.rank=-1 must not be negative\.$"),
+    ({"lora.rnk": 4}, "config.lora has no field 'rnk'; did you mean 'rank'"),
+    ({"lora.targets": ("q_prj",)}, "lora.targets has 'q_prj'; .* 'q_proj'"),
+    (
+      {"lora.rank": 4, "router_bias_rate": 1e-3},
+      "router_bias_rate=0.001 moves the router of a .* config.lora.rank",
+    ),
     ({"optimizer.warmup_updates": 99}, "warmup_updates=99 must be below .* 64"),
     (
       {"pretrain.batch.num_rows": 31, "pretrain.batch.num_microbatches": 2},
