@@ -110,22 +110,22 @@ class Trainable:
       return params_lib.init_params(key, self.specs, mesh)
     return jax.tree.map(jnp.copy, base)
 
-  def policy(self, part: Params, *frozen: Params) -> Params:
-    """Returns the whole policy of such a part; no array is copied.
-
-    Args:
-      part: that is trained.
-      *frozen: those of the attributes by default; within a program, where they
-        are arguments and not constants, the program's own.
-    """
-    frozen = frozen or self.frozen
-    return attach(*frozen, part, self.scale) if frozen else part
+  def policy(self, part: Params) -> Params:
+    """Returns the whole policy of such a part; no array is copied."""
+    return self._whole(part, *self.frozen)
 
   def loss(self, loss_fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a loss `(policy, batch)` as one of `(part, batch, *frozen)`."""
+    """Returns a loss `(policy, batch)` as one of `(part, batch, *frozen)`.
+
+    What is frozen is an argument: in a compiled program it would otherwise be a
+    constant.
+    """
     return lambda part, batch, *frozen: loss_fn(
-      self.policy(part, *frozen), batch
+      self._whole(part, *frozen), batch
     )
+
+  def _whole(self, part: Params, *frozen: Params) -> Params:
+    return attach(*frozen, part, self.scale) if frozen else part
 
 
 class _Linear(NamedTuple):
@@ -307,9 +307,9 @@ def load(
   targets = {m[1] for m in map(_TARGET.fullmatch, stored) if m}
   settings = LoraConfig(
     rank=config["r"],
-    alpha=config["lora_alpha"],
+    alpha=float(config["lora_alpha"]),
     targets=tuple(sorted(targets)),
-    rslora=config.get("use_rslora", False),
+    rslora=bool(config.get("use_rslora")),
   )
   specs = adapter_specs(cfg, settings)
   wanted = _tensors(cfg, settings)

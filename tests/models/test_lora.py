@@ -264,8 +264,9 @@ def test_peft_loads_our_adapters_and_agrees(family, tmp_path):
   adapters = make_adapters(cfg)
   lora.save(tmp_path / "adapters", cfg, SETTINGS, adapters, base="base")
   with warnings.catch_warnings():
-    # It only warns of tensors that are missing.
-    warnings.simplefilter("error")
+    # It only warns where tensors do not fit.
+    for message in (".*missing adapter keys", ".*no modules were excluded"):
+      warnings.filterwarnings("error", message=message)
     model = peft.PeftModel.from_pretrained(model, tmp_path / "adapters")
   params = lora.attach(base, adapters, SETTINGS.scale)
   assert_same_logits(model.eval(), cfg, params)
