@@ -31,13 +31,14 @@ from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params, Specs
 
-# PEFT's word for every linear layer but the head. Routers and routed experts,
-# which it does not find in `transformers` either, are not among ours.
+# PEFT's word for every linear layer but the head; here without routers and
+# routed experts.
 ALL = "all-linear"
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 
 _KEY = "base_model.model.{module}.{factor}.weight"
+_FEED_FORWARD = "gate_proj", "up_proj", "down_proj"
 _TARGET = re.compile(r".*\.(\w+)\.lora_A\.weight")
 # Fields of PEFT's config with which an adapter is more than `down` and `up`.
 _UNKNOWN = (
@@ -104,7 +105,7 @@ class Trainable:
   frozen: tuple[Params, ...] = ()
   scale: float = 1.0
 
-  def start(self, key: jax.Array, base: Params, mesh: Mesh) -> Params:
+  def start(self, key: jax.Array, base: Params, mesh: Mesh | None) -> Params:
     """Returns the part before the first update: a copy of its own."""
     if self.frozen:
       return params_lib.init_params(key, self.specs, mesh)
@@ -236,10 +237,19 @@ def save(
     base: name or path of the frozen model, for whoever loads the adapters.
 
   Raises:
-    ValueError: there is something in the directory.
+    ValueError: there is something in the directory; or beside routed experts
+      the adapters are of feed-forward layers too, which PEFT cannot say.
   """
   path = pathlib.Path(path)
   hf.check_target(path)
+  names = _names(_chosen(cfg, settings))
+  confused = [name for name in names if name in _FEED_FORWARD]
+  if cfg.num_experts and confused:
+    raise ValueError(
+      f"PEFT takes {confused[0]!r} of a model with routed experts to mean these"
+      " experts; export the merged model, or train adapters with targets in the"
+      " attention alone."
+    )
   flat = traverse_util.flatten_dict(adapters)
   whole = {leaf: sharding.gather(x) for leaf, x in flat.items()}
   if jax.process_index():
@@ -255,14 +265,11 @@ def save(
     "r": settings.rank,
     "lora_alpha": settings.alpha,
     "use_rslora": settings.rslora,
-    "target_modules": _names(_chosen(cfg, settings)),
+    "target_modules": names,
     "lora_dropout": 0.0,
     "bias": "none",
     "inference_mode": True,
   }
-  if cfg.num_experts:
-    # Targets are last names, which some models give to routed experts too.
-    config["exclude_modules"] = r".*\.experts\..*"
   partial = path.with_name(path.name + ".partial")
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)

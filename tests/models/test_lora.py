@@ -197,7 +197,7 @@ def test_an_update_moves_adapters_and_leaves_the_base_alone():
   base, tx = helpers.make_params(cfg), optax.adam(1e-2)
   before = jax.device_get(base)
   trainable = lora.trainable(cfg, base, SETTINGS)
-  start = trainable.start(jax.random.key(0), base, helpers.make_mesh())
+  start = trainable.start(jax.random.key(0), base, None)
   for path, x in traverse_util.flatten_dict(jax.device_get(start)).items():
     fan_in = np.prod(x.shape[1:-1])
     if path[-1] == "up":
@@ -256,17 +256,26 @@ def saved(family, directory):
   return cfg, params, model.eval()
 
 
+LATENT = ("kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+
+
 @pytest.mark.parametrize(
-  "family", ["qwen2", "qwen3_moe", "deepseek_v3", "deepseek_v3_direct"]
+  "family, targets",
+  [
+    ("qwen2", ("all-linear",)),
+    ("qwen3_moe", ("all-linear",)),
+    ("deepseek_v3", ("q_a_proj", "q_b_proj", *LATENT)),
+    ("deepseek_v3_direct", ("q_proj", *LATENT)),
+  ],
 )
-def test_peft_loads_our_adapters_and_agrees(family, tmp_path):
+def test_peft_loads_our_adapters_and_agrees(family, targets, tmp_path):
   cfg, base, model = saved(family, tmp_path / "base")
-  adapters = make_adapters(cfg)
-  lora.save(tmp_path / "adapters", cfg, SETTINGS, adapters, base="base")
+  ours = dataclasses.replace(SETTINGS, targets=targets)
+  adapters = make_adapters(cfg, ours)
+  lora.save(tmp_path / "adapters", cfg, ours, adapters, base="base")
   with warnings.catch_warnings():
-    # It only warns where tensors do not fit.
-    for message in (".*missing adapter keys", ".*no modules were excluded"):
-      warnings.filterwarnings("error", message=message)
+    # It only warns of tensors that are missing.
+    warnings.filterwarnings("error", message=".*missing adapter keys")
     model = peft.PeftModel.from_pretrained(model, tmp_path / "adapters")
   params = lora.attach(base, adapters, SETTINGS.scale)
   assert_same_logits(model.eval(), cfg, params)
@@ -279,8 +288,8 @@ def test_peft_loads_our_adapters_and_agrees(family, tmp_path):
   "family, targets",
   [
     ("qwen2", ["q_proj", "v_proj", "down_proj"]),
-    ("deepseek_v3", ["q_a_proj", "q_b_proj", "kv_b_proj", "up_proj"]),
-    ("deepseek_v3", "all-linear"),
+    ("qwen2", "all-linear"),
+    ("deepseek_v3", ["q_a_proj", "q_b_proj", *LATENT]),
   ],
 )
 def test_adapters_that_peft_made_act_as_there(family, targets, tmp_path):
@@ -299,6 +308,19 @@ def test_adapters_that_peft_made_act_as_there(family, targets, tmp_path):
   assert (settings.rank, settings.rslora) == (3, True)
   params = lora.attach(base, adapters, settings.scale)
   assert_same_logits(model.eval(), cfg, params)
+
+
+def test_what_peft_means_otherwise_beside_routed_experts_is_refused(tmp_path):
+  cfg, _, model = saved("deepseek_v3", tmp_path / "base")
+  with pytest.raises(
+    ValueError, match="PEFT takes 'down_proj' of a model with"
+  ):
+    lora.save(tmp_path / "ours", cfg, SETTINGS, make_adapters(cfg))
+  assert not (tmp_path / "ours").exists()
+  config = peft.LoraConfig(r=2, target_modules="all-linear")
+  peft.get_peft_model(model, config).save_pretrained(tmp_path / "theirs")
+  with pytest.raises(ValueError, match="pattern=.* read are those of plain"):
+    lora.load(tmp_path / "theirs", cfg)
 
 
 @pytest.mark.parametrize(
