@@ -72,7 +72,7 @@ def gsm8k():
   c.pretrain.total_steps = 300
   c.pretrain.batch = dict(num_rows=8, row_length=512, num_microbatches=1)
   c.data = dict(name="gsm8k", split="train")
-  c.prompts = dict(template="plain", num_prompts=16, prompt_slots=256)
+  c.prompts = dict(template="plain", num_prompts=16, prompt_slots=336)
   c.sampling.max_new_tokens, c.sampling.cache_chunk = 192, 64
   c.batching.length_multiple = 64
   c.evaluate.data = dict(name="gsm8k", split="test")
