@@ -76,6 +76,7 @@ def gsm8k():
   c.sampling.max_new_tokens, c.sampling.cache_chunk = 192, 64
   c.batching.length_multiple = 64
   c.evaluate.data = dict(name="gsm8k", split="test")
+  c.evaluate.num_problems = 256
   c.evaluate.prompt_slots = 256
   c.evaluate.every = 12
   c.evaluate.sampling.group_size = 1

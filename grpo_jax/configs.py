@@ -347,6 +347,7 @@ def rl() -> config_dict.ConfigDict:
     every=100,
     data=dict(name="gsm8k", split="test"),
     prompt_slots=512,
+    num_problems=0,  # The first ones of the dataset; 0 for all.
     prompts_per_batch=64,
     sampling=dict(
       group_size=4,
@@ -391,6 +392,7 @@ def built_in_evaluation() -> config_dict.ConfigDict:
     dict(
       data=dict(name="pair_sum", split="test", test_size=256),
       prompt_slots=24,
+      num_problems=0,
       prompts_per_batch=128,
       sampling=dict(
         group_size=4,

@@ -5,6 +5,7 @@ newest checkpoint of another run. P prompts, k completions each.
 """
 
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -45,13 +46,13 @@ def make_questions(
   section: Mapping[str, Any],
   tok: tokenizer.Tokenizer,
   template: str,
-  data_dir: str,
+  data_dir: str | os.PathLike,
 ) -> Questions:
   """Returns the problems that `config.evaluate` names.
 
   Args:
-    section: `config.evaluate`: `data`, `prompt_slots`, `prompts_per_batch` and
-      `sampling`.
+    section: `config.evaluate`: `data`, `num_problems` (its first ones; 0 for
+      all), `prompt_slots`, `prompts_per_batch` and `sampling`.
     tok: of the policy.
     template: what `prompts.read_template` returned.
     data_dir: where prepared datasets are kept.
@@ -60,6 +61,8 @@ def make_questions(
     ValueError: a prompt is longer than its slots, or a dataset has no problems.
   """
   problems = datasets.load(**section["data"], data_dir=data_dir)
+  count = min(section["num_problems"] or len(problems), len(problems))
+  problems = [problems[i] for i in range(count)]
   slots = section["prompt_slots"]
   problems, encoded = prompts.ask(problems, template, tok, slots)
   return Questions(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from grpo_jax import types
-from grpo_jax.data import prompts, tokenizer
+from grpo_jax.data import datasets, prompts, tokenizer
 from grpo_jax.rewards import answer
 from grpo_jax.sampling import decode
 from grpo_jax.stages import evaluate
@@ -76,6 +76,23 @@ def test_results_are_means_over_problems_and_samples(whole, monkeypatch):
   assert len(texts) == 20
   np.testing.assert_array_equal(scores.terms["accuracy"], right.ravel())
   assert "pass@1 30.0%" in evaluate.summary(results)
+
+
+@pytest.mark.parametrize("num_problems, asked", [(0, 8), (3, 3), (99, 8)])
+def test_the_first_problems_are_asked(num_problems, asked, tmp_path):
+  section = dict(
+    data=dict(name="addition", split="test", test_size=8),
+    num_problems=num_problems,
+    prompt_slots=48,
+    prompts_per_batch=4,
+    sampling={},
+  )
+  template = prompts.read_template("plain")
+  questions = evaluate.make_questions(section, TOK, template, tmp_path)
+  every = datasets.load(**section["data"], data_dir=tmp_path)
+  assert [p.question for p in questions.problems] == [
+    every[i].question for i in range(asked)
+  ]
 
 
 def test_greedy_samples_are_all_the_same():
