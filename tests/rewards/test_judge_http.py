@@ -71,6 +71,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
   def answer(self, content, status=200, **headers):
     self.send_response(status)
     self.send_header("Content-Length", str(len(content)))
+    if self.close_connection:  # Or the client may ask on a closed connection.
+      self.send_header("Connection", "close")
     for name, value in headers.items():
       self.send_header(name.replace("_", "-"), value)
     self.end_headers()
