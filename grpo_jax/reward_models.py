@@ -136,10 +136,7 @@ def judge(
     FileNotFoundError: there is no model in `source`.
     ValueError: an option does not fit.
   """
-  if votes > 1 and not temperature:
-    raise ValueError(
-      f"{votes=} at temperature 0 would be the same verdict {votes} times."
-    )
+  judge_lib.check_votes(votes, temperature)
   scale = None if scale is None else tuple(scale)
   judge_lib.check(template=template, scale=scale, reads=reads, votes=votes)
   if not problems:

@@ -126,6 +126,14 @@ def check(*, template: str, scale: Scale, reads: str, votes: int) -> None:
   read_template(template, scale)
 
 
+def check_votes(votes: int, temperature: float | int) -> None:
+  """Raises ValueError where several verdicts would all be the same."""
+  if votes > 1 and not temperature:
+    raise ValueError(
+      f"{votes=} at temperature 0 would be the same verdict {votes} times."
+    )
+
+
 def read_template(name_or_path: str, scale: Scale) -> str:
   """A template of the folder `judge_prompts` by its name, or a file's text.
 

@@ -152,10 +152,7 @@ def judge(
   Raises:
     ValueError: an option does not fit, or the API key is not set.
   """
-  if votes > 1 and not temperature:
-    raise ValueError(
-      f"{votes=} at temperature 0 would be the same verdict {votes} times."
-    )
+  judge_lib.check_votes(votes, temperature)
   fields = dict(temperature=temperature, max_tokens=max_tokens)
   fields |= dict(request or {})
   server = Server(
