@@ -4,14 +4,12 @@
 TensorFlow is involved. What a dataset is made from is part of the name it is
 kept under: another seed or size, an edited file of the user's, or a new
 version of the generating code is another dataset, so nothing stale is read.
-TFDS writes to a folder of its own and renames it at the end, so an interrupted
-preparation is done again.
+An interrupted preparation is done again.
 
 To add a dataset, write a function that returns a `Recipe` and name it in
 `DATASETS`; its keyword arguments are the dataset's options.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -27,10 +25,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
-from absl import logging as absl_logging
 
 from grpo_jax import configs
-from grpo_jax.data import countdown, prompts, tasks
+from grpo_jax.data import countdown, prompts, storage, tasks
 from grpo_jax.types import Problem
 
 _GSM8K_URL = (
@@ -98,13 +95,13 @@ def load(
     if parameter.default is parameter.empty and option not in options:
       raise ValueError(f"Dataset {name} needs the option {option!r}.")
   recipe = make(**options)
-  builder = _prepare(name, recipe, os.fspath(data_dir))
+  builder = storage.prepare(lambda: _builder(name, recipe, os.fspath(data_dir)))
   if split not in builder.info.splits:
     raise ValueError(
       f"Dataset {name} has no split {split!r}, only "
       f"{', '.join(builder.info.splits)}."
     )
-  with _quiet():
+  with storage.quiet():
     source = builder.as_data_source(split)
   records = _Records(source, recipe)
   if builder.info.splits[split].num_bytes > _IN_MEMORY:
@@ -638,76 +635,15 @@ def _fields_of(
 # Keeping.
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Writes the records of a recipe as a TFDS dataset."""
-
-  VERSION = tfds.core.Version("1.0.0")
-
-  def __init__(self, name: str, recipe: Recipe, data_dir: str):
-    self.name = name
-    self._recipe = recipe
-    super().__init__(
-      data_dir=data_dir,
-      config=tfds.core.BuilderConfig(name=recipe.key),
-      file_format="array_record",
-    )
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self,
-      features=tfds.features.FeaturesDict(
-        {field: tfds.features.Text() for field in self._recipe.fields}
-      ),
-      disable_shuffling=True,
-    )
-
-  def _split_generators(
-    self, dl_manager: tfds.download.DownloadManager
-  ) -> dict[str, Any]:
-    splits = self._recipe.splits(dl_manager)
-    return {
-      split: self._generate_examples(split, records)
-      for split, records in splits.items()
-    }
-
-  def _generate_examples(
-    self, split: str, records: Iterator[Mapping[str, str]]
-  ) -> Iterator[tuple[int, Mapping[str, str]]]:
-    index = -1
-    for index, record in enumerate(records):
-      yield index, record
-    if index < 0:
-      raise ValueError(f"{self._recipe.origin} has no records for {split!r}.")
-
-
-def _prepare(name: str, recipe: Recipe, data_dir: str) -> _Builder:
-  """The dataset's builder, after its records were written."""
-  with _quiet():
-    builder = _Builder(name, recipe, data_dir)
-    if builder.is_prepared():
-      return builder
-    try:
-      builder.download_and_prepare()
-    except OSError:
-      # Another process may have finished first; its folder then stands where
-      # ours was to go, with the same records.
-      builder = _Builder(name, recipe, data_dir)
-      if not builder.is_prepared():
-        raise
-  return builder
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Keeps TFDS from printing bars, banners and a warning about its configs."""
-  tfds.disable_progress_bar()
-  verbosity = absl_logging.get_verbosity()
-  absl_logging.set_verbosity(absl_logging.ERROR)
-  try:
-    with contextlib.redirect_stdout(io.StringIO()):
-      yield
-  finally:
-    absl_logging.set_verbosity(verbosity)
+def _builder(name: str, recipe: Recipe, data_dir: str) -> storage.Builder:
+  return storage.Builder(
+    name,
+    data_dir,
+    features={field: tfds.features.Text() for field in recipe.fields},
+    splits=recipe.splits,
+    origin=recipe.origin,
+    key=recipe.key,
+  )
 
 
 def _problem(source: str) -> Callable[[str, str], Problem]:
