@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from grpo_jax.data import datasets, tasks, text, tokenizer
+from grpo_jax.data import datasets, gsm8k, recipes, tasks, text, tokenizer
 
 SMALL = dict(train_size=50, test_size=20)
 
@@ -37,7 +37,7 @@ def line(question, answer, **more):
 
 
 def recipe(records, key="key"):
-  return datasets.Recipe(
+  return recipes.Recipe(
     key=key,
     origin="a test",
     fields=("text",),
@@ -307,8 +307,8 @@ def publisher(write, tmp_path, monkeypatch):
   server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
   threading.Thread(target=server.serve_forever, daemon=True).start()
   url = f"http://127.0.0.1:{server.server_port}/{{split}}.jsonl"
-  monkeypatch.setattr(datasets, "_GSM8K_URL", url)
-  monkeypatch.setattr(datasets, "_GSM8K_SHA256", hashes)
+  monkeypatch.setattr(gsm8k, "_URL", url)
+  monkeypatch.setattr(gsm8k, "_SHA256", hashes)
   monkeypatch.delenv("GRPO_JAX_DATA", raising=False)
   yield hashes
   server.shutdown()
@@ -328,7 +328,7 @@ def test_a_download_that_was_changed_is_refused(load, publisher):
 
 def test_without_a_network_one_learns_at_once_what_to_do(load, monkeypatch):
   monkeypatch.delenv("GRPO_JAX_DATA", raising=False)
-  monkeypatch.setattr(datasets, "_GSM8K_URL", "http://127.0.0.1:9/{split}")
+  monkeypatch.setattr(gsm8k, "_URL", "http://127.0.0.1:9/{split}")
   with pytest.raises(
     ConnectionError, match="option path, or set GRPO_JAX_DATA"
   ):
@@ -353,11 +353,11 @@ def test_an_interrupted_preparation_is_done_again(load, monkeypatch):
 def test_a_killed_preparation_is_done_again(load, monkeypatch, tmp_path):
   program = """
 import os, sys
-from grpo_jax.data import datasets
+from grpo_jax.data import datasets, recipes
 def records():
   yield {"text": "half"}
   os._exit(9)
-datasets.DATASETS["x"] = lambda: datasets.Recipe(
+datasets.DATASETS["x"] = lambda: recipes.Recipe(
   "key", "a test", ("text",), lambda _: {"train": records()}, str)
 datasets.load("x", "train", data_dir=sys.argv[1])
 """
