@@ -18,6 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from grpo_jax import configs
 from grpo_jax.models import hf, lora
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
@@ -167,6 +168,20 @@ def has_adapters(source: str | os.PathLike) -> bool:
 def is_source(path: str | os.PathLike) -> bool:
   """Returns whether there is a model: of a run, or one of Hugging Face."""
   return (pathlib.Path(path) / CHECKPOINTS).is_dir() or hf.is_checkpoint(path)
+
+
+def require_source(path: str | os.PathLike, field: str = "source") -> None:
+  """Raises FileNotFoundError, with what to run first, if there is no model.
+
+  Args:
+    path: what the config names.
+    field: its field.
+  """
+  if not is_source(path):
+    raise FileNotFoundError(
+      f"No model in {str(path)!r}: run `{configs.made_by(path)}` first, or give"
+      f" --config.{field}=DIRECTORY, of a run or of Hugging Face."
+    )
 
 
 def tokenizer_directory(source: str | os.PathLike) -> pathlib.Path:

@@ -25,6 +25,7 @@ FLOORS = {
   "grpo_jax.sampling": 3,
   "grpo_jax.checkpoint": 4,
   "grpo_jax.experience": 4,
+  "grpo_jax.generation": 4,
   "grpo_jax.metrics": 4,
   "grpo_jax.optimizer": 4,
   "grpo_jax.progress": 4,
@@ -33,6 +34,7 @@ FLOORS = {
   "grpo_jax.reward_models": 4,
   "grpo_jax.state": 4,
   "grpo_jax.step": 4,
+  "grpo_jax.training": 4,
   "grpo_jax.stages": 5,
   "grpo_jax.main": 6,
 }

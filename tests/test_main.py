@@ -68,7 +68,7 @@ REFUSED = {
   ),
   "a missing base": (
     ["--config=experiments/r1_zero.py:base=missing/base"],
-    r"No base model in 'missing/base': make one with `python -m grpo_jax\.main"
+    r"No model in 'missing/base': run `python -m grpo_jax\.main"
     r" --config=experiments/pretrain\.py --workdir=missing/base`",
   ),
   "a prompt longer than its slots": (

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from grpo_jax import (
   checkpoint,
   configs,
+  generation,
   metrics,
   progress,
   run_log,
@@ -88,32 +89,27 @@ def evaluate(
   (DeepSeek-R1, arXiv 2501.12948, section 3); `pass@1_stderr` its standard error
   over problems. Row p * k + i of the completions answers problem p.
   """
-  size, k = questions.prompts_per_batch, questions.sampling.group_size
-  axes = sharding.split_rows(mesh, size, k)
-  texts, lengths, truncated = [], [], []
-  for start in range(0, len(questions.problems), size):
-    ids = questions.encoded[start : start + size]
-    real = len(ids)
-    ids = ids + [ids[-1]] * (size - real)  # One shape, hence one program.
-    batch = prompts.pad_prompts(ids, tok, questions.prompt_slots)
-    rollout = decode.sample(
-      params,
-      cfg,
-      sharding.place(mesh, batch, axes[:1]),
-      key,
-      sampling=questions.sampling,
-      eos_ids=tok.eos_ids,
-      first_row=start * k,
-    )
-    tokens, mask, cut = sharding.to_host(
-      (rollout.tokens, rollout.completion_mask, rollout.truncated)
-    )
-    texts += completion_texts(tok, tokens[:real], mask[:real])
-    lengths += mask[:real].sum(axis=-1).ravel().tolist()
-    truncated += cut[:real].ravel().tolist()
-  repeated = [p for p in questions.problems for _ in range(k)]
+  batches = generation.generate(
+    params,
+    cfg,
+    tok,
+    questions.problems,
+    questions.encoded,
+    key,
+    mesh,
+    prompt_slots=questions.prompt_slots,
+    prompts_per_batch=questions.prompts_per_batch,
+    sampling=questions.sampling,
+  )
+  repeated, texts, lengths, truncated = [], [], [], []
+  for batch in batches:
+    repeated += batch.problems
+    texts += batch.texts
+    lengths += batch.lengths.tolist()
+    truncated += batch.truncated.tolist()
   scores = combine.score({"accuracy": 1.0, "format": 0.0}, repeated, texts)
   # A problem that cannot be graded counts neither way.
+  k = questions.sampling.group_size
   accuracy = scores.terms["accuracy"].reshape(-1, k).astype(np.float64)
   solved = np.array([metrics.mean(row) for row in accuracy])
   graded = np.count_nonzero(~np.isnan(solved))
@@ -141,15 +137,6 @@ def summary(results: Mapping[str, float]) -> str:
   )
 
 
-def completion_texts(
-  tok: tokenizer.Tokenizer, tokens: np.ndarray, mask: np.ndarray
-) -> list[str]:
-  """Returns the text of each completion, [P, G, N] to P * G of them."""
-  length = tokens.shape[-1]
-  rows = zip(tokens.reshape(-1, length), mask.reshape(-1, length), strict=True)
-  return [tok.decode(row[inside].tolist()) for row, inside in rows]
-
-
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Evaluates the newest checkpoint of `config.source`, and writes results.
 
@@ -159,6 +146,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   configs.check_section(
     "evaluate.sampling", config.evaluate.sampling, decode.SamplingParams
   )
+  checkpoint.require_source(config.source)
   template = prompts.read_template(config.prompts.template, chat_too=True)
   data_dir = pathlib.Path(config.data_dir).expanduser()
   mesh = sharding.make_mesh(config.mesh)

@@ -9,19 +9,9 @@ import pathlib
 from collections.abc import Sequence
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from grpo_jax import (
-  checkpoint,
-  configs,
-  metrics,
-  optimizer,
-  progress,
-  run_log,
-  sharding,
-)
-from grpo_jax import state as state_lib
+from grpo_jax import checkpoint, configs, optimizer, sharding, training
 from grpo_jax.data import datasets, tokenizer
 from grpo_jax.data.text import TextSource
 from grpo_jax.losses import language
@@ -30,7 +20,6 @@ from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.step import make_update
-from grpo_jax.stopping import StopRequest
 from grpo_jax.types import TextBatch
 
 _TOKENIZER_DOCUMENTS = 20_000
@@ -53,15 +42,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   data_dir = pathlib.Path(config.data_dir).expanduser()
   documents = datasets.load(**config.data, data_dir=data_dir)
   checkpoint.claim(workdir, config.to_dict())
-  checkpointer = checkpoint.Checkpointer(workdir, keep=config.checkpoint.keep)
-  first_step = checkpointer.latest() or 0
-  if first_step == config.total_steps:
-    print(f"{workdir} already holds all {first_step} steps.")
+  if training.is_finished(workdir, config.total_steps):
+    print(f"{workdir} already holds all {config.total_steps} steps.")
     return True
 
   tok = make_tokenizer(config.tokenizer, documents, workdir / "tokenizer")
   vocab_size = -(-tok.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
   cfg = ModelConfig(vocab_size=vocab_size, **config.model)
+  checkpoint.save_model(workdir, cfg)
   specs = params_lib.param_specs(cfg)
   print(
     f"{params_lib.count(specs):,} parameters, {len(documents):,} documents,"
@@ -77,70 +65,29 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   tx, learning_rate = optimizer.make_optimizer(
     config.total_steps, **config.optimizer
   )
-  if first_step:
-    abstract = params_lib.abstract_params(specs, mesh)
-    state, _, kept = checkpointer.restore(
-      first_step, state_lib.abstract_state(abstract, tx)
-    )
-    batches.set_state(kept["batches"])
-    print(f"Going on after step {first_step}.")
-  else:
-    checkpoint.save_model(workdir, cfg)
-    root_key = jax.random.key(config.seed)
-    state = state_lib.init_state(
-      params_lib.init_params(root_key, specs, mesh), tx
-    )
   update = make_update(
     functools.partial(loss_fn, cfg=cfg),
     tx,
     num_microbatches=config.batch.num_microbatches,
     router_bias_rate=config.router_bias_rate,
   )
-
-  writer = run_log.Writer(workdir, restored=first_step or None)
-  table = progress.Progress(config.total_steps, progress.TEXT_COLUMNS)
-  timer = progress.Timer()
-  tokens = 0
-  step = first_step
-  with StopRequest() as stop:
-    while step < config.total_steps and not stop:
-      with timer.phase("data"):
-        batch = next(batches)
-        tokens += int(np.count_nonzero(batch.segments))
-      state, scalars = update(state, sharding.place(mesh, batch, rows))
-      step += 1
-      if step % config.log_every == 0 or step == config.total_steps:
-        scalars = sharding.to_host(scalars)
-        seconds = timer.step()
-        scalars |= (
-          seconds
-          | metrics.memory()
-          | {
-            "learning_rate": learning_rate(step - 1),
-            "num_tokens": int(np.count_nonzero(batch.segments)),
-            "time/tokens_per_second": tokens / seconds["time/step"],
-          }
-        )
-        tokens = 0
-        writer.write(step, scalars)
-        table.show(step, scalars)
-        metrics.require_finite(step, scalars)
-      if step % config.checkpoint.every == 0:
-        save(checkpointer, step, state, batches)
-  save(checkpointer, step, state, batches)
-  checkpointer.close()
-  writer.close()
-  return step == config.total_steps and not stop
-
-
-def save(
-  checkpointer: checkpoint.Checkpointer,
-  step: int,
-  state: state_lib.TrainState,
-  batches: TextSource,
-) -> None:
-  """Saves what `run` needs to go on after `step` steps."""
-  checkpointer.save(step, state, progress={"batches": batches.get_state()})
+  key = jax.random.key(config.seed)
+  return training.train(
+    workdir,
+    mesh,
+    specs=specs,
+    start=lambda: params_lib.init_params(key, specs, mesh),
+    tx=tx,
+    learning_rate=learning_rate,
+    update=update,
+    batches=batches,
+    rows=rows,
+    num_tokens=training.text_tokens,
+    total_steps=config.total_steps,
+    log_every=config.log_every,
+    checkpoint_every=config.checkpoint.every,
+    keep=config.checkpoint.keep,
+  ).finished
 
 
 def loss_fn(

@@ -18,6 +18,7 @@ from grpo_jax import (
   checkpoint,
   configs,
   experience,
+  generation,
   metrics,
   optimizer,
   progress,
@@ -162,9 +163,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
         rollout = draw(current, cfg, batch, key, sampling, tok, mesh)
         rollout = experience.trim(rollout, config.batching.length_multiple)
       with timer.phase("reward"):
-        texts = evaluate.completion_texts(
-          tok, rollout.tokens, rollout.completion_mask
-        )
+        texts = generation.decoded(tok, rollout.tokens, rollout.completion_mask)
         lengths = rollout.completion_mask.sum(axis=-1).ravel()
         finish = combine.begin(
           config.rewards,
@@ -341,15 +340,10 @@ def check(config: ConfigDict) -> None:
       f"config.router_bias_rate={config.router_bias_rate} moves the router of a"
       " model that config.lora.rank freezes; set one of them to 0."
     )
-  source = pathlib.Path(config.source)
   if config.pretrain:
     pretrain.check(config.pretrain)
-  elif not checkpoint.is_source(source):
-    raise FileNotFoundError(
-      f"No base model in {config.source!r}: make one with `python -m"
-      f" grpo_jax.main --config=experiments/pretrain.py --workdir={source}`,"
-      " or give --config.source=DIRECTORY, of a run or of Hugging Face."
-    )
+  else:
+    checkpoint.require_source(config.source)
   combine.check(config.rewards)
   sampling = decode.SamplingParams(**config.sampling)
   decode.SamplingParams(**config.evaluate.sampling)

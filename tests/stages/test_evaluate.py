@@ -106,9 +106,3 @@ def test_lengths_count_tokens_of_real_problems_only(whole):
   assert 1 <= results["mean_length"] <= 6
   assert results["truncated"] <= 1
   assert len(texts) == 20
-
-
-def test_text_is_of_what_the_mask_holds():
-  ids = np.array([[TOK.encode("ab") + [2, 9]], [TOK.encode("cdef")]])
-  mask = np.array([[[1, 1, 1, 0]], [[1, 1, 1, 1]]], bool)
-  assert evaluate.completion_texts(TOK, ids, mask) == ["ab", "cdef"]

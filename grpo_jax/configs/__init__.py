@@ -1,0 +1,30 @@
+"""Configs: arguments of experiments, checks, and the sections of each stage."""
+
+from grpo_jax.configs.built_in import built_in_evaluation
+from grpo_jax.configs.checks import (
+  ConfigError,
+  Section,
+  check_fields,
+  check_section,
+  made_by,
+  nearest,
+  parse_arg,
+)
+from grpo_jax.configs.flags import parse_flags
+from grpo_jax.configs.stages import evaluate, export, pretrain, rl
+
+__all__ = [
+  "ConfigError",
+  "Section",
+  "built_in_evaluation",
+  "check_fields",
+  "check_section",
+  "evaluate",
+  "export",
+  "made_by",
+  "nearest",
+  "parse_arg",
+  "parse_flags",
+  "pretrain",
+  "rl",
+]

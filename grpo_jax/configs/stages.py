@@ -1,0 +1,143 @@
+"""The config of each stage, as its function `run` reads it.
+
+Values are the paper's where it has them; experiments say what differs.
+"""
+
+from typing import Any
+
+from ml_collections import config_dict
+
+
+def _common(stage: str) -> config_dict.ConfigDict:
+  c = config_dict.ConfigDict()
+  c.stage = stage
+  c.seed = 0
+  # Prepared datasets, shared by all runs of this machine.
+  c.data_dir = "~/.cache/grpo_jax"
+  c.mesh = dict(data=-1, fsdp=1, tensor=1, expert=1)
+  return c
+
+
+def _optimizer(learning_rate: float) -> dict[str, Any]:
+  return dict(
+    learning_rate=learning_rate,
+    schedule="constant",
+    warmup_updates=0,
+    final_fraction=0.0,
+    clip_norm=1.0,
+    weight_decay=0.0,
+  )
+
+
+def pretrain() -> config_dict.ConfigDict:
+  """The pretrain stage: a base model from text."""
+  c = _common("pretrain")
+  c.total_steps = 900
+  # What `data.datasets.load` reads.
+  c.data = dict(name="pair_sum_corpus", split="train", size=100_000)
+  # A sentencepiece model trained on the text, or bytes.
+  # `symbols` are one token wherever they occur.
+  c.tokenizer = dict(
+    kind="sentencepiece",
+    vocab_size=96,
+    byte_fallback=False,
+    symbols=("<think>", "</think>", "<answer>", "</answer>", " wait "),
+  )
+  c.model = dict(
+    num_layers=3,
+    d_model=128,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=32,
+    d_ff=384,
+    dtype="float32",
+  )
+  c.batch = dict(num_rows=32, row_length=128, num_microbatches=1)
+  c.optimizer = _optimizer(3e-3) | dict(
+    schedule="cosine", warmup_updates=50, final_fraction=0.05, weight_decay=0.05
+  )
+  # A sigmoid router's biases move by this towards an even load, per update.
+  c.router_bias_rate = 0.0
+  c.log_every = 25
+  c.checkpoint = dict(every=300, keep=1)
+  return c
+
+
+def rl() -> config_dict.ConfigDict:
+  """The rl stage, with DeepSeek-R1-Zero's hyperparameters where it has them."""
+  c = _common("rl")
+  c.total_steps = 10_400
+  # The directory of the base model: of Hugging Face, or of a run, whose newest
+  # checkpoint it is. Empty where `pretrain` says how to make one in this run's
+  # own directory.
+  c.source = ""
+  c.pretrain = None
+  # How the source's model is computed, not what it is.
+  c.model = dict(dtype="bfloat16", remat="full", head_chunk=2048)
+  # What `models.lora.LoraConfig` reads: with a rank above 0 the source is
+  # frozen, its matrices in the dtype of `model`, and adapters are trained.
+  c.lora = dict(rank=0, alpha=32.0, targets=("all-linear",), rslora=False)
+  c.data = dict(name="gsm8k", split="train")
+  # `template`: a name in `data.prompts.TEMPLATES`, a file, or "chat" for the
+  # chat template of the source's tokenizer.
+  c.prompts = dict(template="r1_zero", num_prompts=32, prompt_slots=512)
+  c.sampling = dict(
+    group_size=16,
+    max_new_tokens=32_768,
+    temperature=1.0,
+    top_p=1.0,
+    cache_chunk=4096,
+  )
+  c.rewards = dict(accuracy=1.0, format=1.0)
+  c.advantages = dict(scale="std")
+  # Names in `losses.policy.OBJECTIVES` and `masking.WEIGHTINGS`.
+  c.objective = "grpo"
+  c.weighting = "sequence_mean"
+  c.loss = dict(clip_low=0.2, clip_high=0.2, kl_coef=1e-3)
+  # The reference becomes the policy every so many steps; 0 for never.
+  c.ref_every = 400
+  c.batching = dict(num_minibatches=1, num_microbatches=1, length_multiple=512)
+  c.optimizer = _optimizer(3e-6)
+  # A sigmoid router's biases move by this towards an even load, per update.
+  c.router_bias_rate = 0.0
+  c.evaluate = dict(
+    every=100,
+    data=dict(name="gsm8k", split="test"),
+    prompt_slots=512,
+    num_problems=0,  # The first ones of the dataset; 0 for all.
+    prompts_per_batch=64,
+    sampling=dict(
+      group_size=4,
+      max_new_tokens=32_768,
+      temperature=0.6,
+      top_p=0.95,
+      cache_chunk=4096,
+    ),
+  )
+  c.print_completions_every = 20
+  c.checkpoint = dict(every=50, keep=2)
+  return c
+
+
+def evaluate() -> config_dict.ConfigDict:
+  """The evaluate stage: pass@1 of a run's newest checkpoint, or of a model."""
+  c = _common("evaluate")
+  c.source = ""
+  c.model = dict(dtype="bfloat16")
+  c.prompts = dict(template="r1_zero")
+  c.evaluate = rl().evaluate
+  del c.evaluate.every
+  return c
+
+
+def export() -> config_dict.ConfigDict:
+  """The export stage: a run's newest checkpoint as a Hugging Face directory."""
+  c = config_dict.ConfigDict()
+  c.stage = "export"
+  c.mesh = _common("export").mesh
+  c.source = ""
+  # What `models.hf.save` reads.
+  c.save = dict(dtype="bfloat16", max_shard_bytes=5_000_000_000)
+  # Of a run that trained adapters: these alone, in PEFT's format.
+  c.adapters_only = False
+  return c
