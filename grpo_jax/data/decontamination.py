@@ -3,8 +3,8 @@
 DeepSeek-R1, https://arxiv.org/abs/2501.12948v2, leaves out of its training data
 what has ten words in a row in common with a question of an evaluation. Words
 are runs of letters or digits whatever their case; a character of Chinese,
-Japanese kana or Thai is a word. Formulas are words like others: `\\frac{1}{2}`
-is "frac 1 2".
+Japanese kana or Thai is a word. What a formula is written
+with are words like others.
 
 It does not see a translation, nor a question told in other words or with other
 numbers within each run of n words. It takes questions that share no more than a

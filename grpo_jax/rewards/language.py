@@ -112,6 +112,7 @@ def consistency(
   completions: Sequence[str],
   *,
   language: str = "en",
+  among: Sequence[str] = (),
 ) -> list[float | None]:
   """The share of words of the chain of thought in the language, 0 to 1.
 
@@ -127,10 +128,15 @@ def consistency(
     language: a code of ISO 639-1 in `LANGUAGES`, or "question" for the
       language that most words of the problem's question are in. None is the
       score where the question has no words.
+    among: the languages that occur, where that is known; see
+      `words_by_language`.
 
   Raises:
-    ValueError: the language is not known here.
+    ValueError: a language is not known here.
   """
+  for name in among:
+    if name not in LANGUAGES:
+      raise ValueError(f"{among=} must be of {', '.join(LANGUAGES)}.")
   if language not in (*LANGUAGES, "question"):
     raise ValueError(
       f'{language=} must be "question" or one of {", ".join(LANGUAGES)}.'
@@ -138,13 +144,13 @@ def consistency(
 
   @functools.cache
   def target(question):
-    found = words_by_language(question)
+    found = words_by_language(question, among)
     return max(found, key=found.get) if found else None
 
   shares = []
   for problem, completion in zip(problems, completions, strict=True):
     wanted = target(problem.question) if language == "question" else language
-    found = words_by_language(thinking(problem, completion))
+    found = words_by_language(thinking(problem, completion), among)
     total = sum(found.values())
     share = found.get(wanted, 0.0) / total if total else 0.0
     shares.append(share if wanted else None)
@@ -167,21 +173,26 @@ def thinking(problem: types.Problem, completion: str) -> str:
   return "\n".join(inside)
 
 
-def words_by_language(text: str) -> dict[str, float]:
+def words_by_language(text: str, among: Sequence[str] = ()) -> dict[str, float]:
   """How many words of each language the text has.
 
   Languages are named by their ISO 639-1 codes; scripts of languages that are
   not known here by their Unicode names, in capitals.
+
+  Args:
+    text: of any languages.
+    among: the languages between which a shared script is told apart; all where
+      empty. A text of a few words, such as "ok", is in many languages.
   """
   windows = list(_windows(without_formulas(text)))
   amounts = collections.Counter()
   # First the windows that are long enough to be sure of, then the others.
   for long in (True, False):
-    seen = set(amounts)
+    seen = set(among or amounts)
     for script, texts in windows:
       size = sum(map(len, texts)) if script == "EAST" else len(texts)
       if (size >= _SURE) == long:
-        language = _language(script, texts, () if long else seen)
+        language = _language(script, texts, among if long else seen)
         amounts[language] += _amount(script, language, texts)
   return dict(amounts)
 

@@ -183,3 +183,21 @@ def test_reading_takes_time_in_proportion_to_the_text(piece):
 
   consistency(piece * 1000)
   assert seconds(200_000) < 10 * max(seconds(40_000), 0.05)
+
+
+def test_few_words_are_told_apart_between_the_languages_that_occur():
+  thoughts = ["1+2=3 ok", "maybe", "1+2=4 no wait 1+3=4 ok", "不 等 ok"]
+  completions = [f"<think>{t}</think><answer>3</answer>" for t in thoughts]
+  problems = [types.Problem("1+2=?", "3", "addition", "")] * len(thoughts)
+  freely = language.consistency(problems, completions, language="en")
+  assert freely[:2] == [0, 0]  # Catalan and Turkish have these words too.
+  known = language.consistency(
+    problems, completions, language="en", among=("en", "zh")
+  )
+  assert known[:3] == [1, 1, 1]
+  assert known[3] == pytest.approx(1 / (1 + 2 / 1.5))
+
+
+def test_languages_that_occur_must_be_known():
+  with pytest.raises(ValueError, match="among=\\('en', 'xx'\\) must be of"):
+    language.consistency([], [], among=("en", "xx"))
