@@ -18,7 +18,7 @@ from grpo_jax.losses import policy
 from grpo_jax.models import scoring
 from grpo_jax.rewards import combine
 from grpo_jax.sampling import decode
-from grpo_jax.stages import rl
+from grpo_jax.stages import rl, rl_setup
 
 CFG = helpers.tiny(num_layers=1)
 TEMPERATURE = 0.7
@@ -185,7 +185,7 @@ def experiment(name: str, arg: str | None = None):
 
 @pytest.mark.parametrize("arg", [None, "smoke", "gsm8k", "gsm8k,smoke"])
 def test_the_experiments_of_this_machine_can_be_run(arg):
-  rl.check(experiment("r1_zero", arg))
+  rl_setup.check(experiment("r1_zero", arg))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_the_experiments_of_this_machine_can_be_run(arg):
 )
 def test_the_papers_experiments_can_be_run_given_a_base(arg, tmp_path):
   (tmp_path / "checkpoints").mkdir()
-  rl.check(experiment("r1_zero", f"{arg},base={tmp_path}"))
+  rl_setup.check(experiment("r1_zero", f"{arg},base={tmp_path}"))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_the_papers_experiments_can_be_run_given_a_base(arg, tmp_path):
   ids=str,
 )
 def test_any_argument_of_what_a_section_feeds_is_a_field(changes):
-  rl.check(with_changes(experiment("r1_zero"), changes))
+  rl_setup.check(with_changes(experiment("r1_zero"), changes))
 
 
 @pytest.mark.parametrize(
