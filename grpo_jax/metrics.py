@@ -63,6 +63,21 @@ def reward_metrics(
   return metrics
 
 
+def source_metrics(
+  scores: combine.Scores, problems: Sequence[types.Problem]
+) -> dict[str, float]:
+  """`reward/<source>`: mean over the valid rows of each source of problems.
+
+  Empty where all B rows are of one source.
+  """
+  rewards = np.where(scores.valid, scores.rewards.astype(np.float64), np.nan)
+  sources = np.array([problem.source for problem in problems])
+  several = np.unique(sources)
+  if len(several) < 2:
+    return {}
+  return {f"reward/{each}": mean(rewards[sources == each]) for each in several}
+
+
 def mean(values: np.ndarray) -> float:
   """The mean over values that are not NaN; NaN where there are none."""
   values = values[~np.isnan(values)].astype(np.float64)

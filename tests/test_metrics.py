@@ -66,6 +66,14 @@ class TestRewardMetrics:
     got = metrics.reward_metrics(scores_of(rewards), 4)
     assert got["frac_reward_zero_std"] == 0.5
 
+  def test_of_several_sources_each_has_its_own_mean(self):
+    scores = scores_of([1, 3, 5, 9], [True, True, True, False])
+    chat = PROBLEM._replace(source="chat")
+    rows = [PROBLEM, chat, chat, chat]
+    got = metrics.source_metrics(scores, rows)
+    assert got == {"reward/gsm8k": 1.0, "reward/chat": 4.0}
+    assert metrics.source_metrics(scores, [chat] * 4) == {}
+
   def test_terms_are_over_the_rows_that_they_scored(self):
     scores = scores_of(
       [1, 1, 0, 0],

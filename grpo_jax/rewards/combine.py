@@ -6,15 +6,18 @@ for each. The config names terms with their weights and options:
   rewards = dict(
     accuracy=1.0,
     format=dict(weight=0.5, only_if=dict(accuracy=1.0)),
+    politeness=dict(weight=1.0, only_for=("chat",), from_step=1300),
     mine=dict(weight=1.0, function="package.module:function", threshold=3),
   )
 
-B completions, row b with its own problem.
+B completions, row b with its own problem; a term scores those R rows to which
+it applies.
 """
 
 import functools
 import importlib
 import inspect
+import itertools
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
@@ -55,8 +58,10 @@ class Term(NamedTuple):
   Attributes:
     function: what scores the completions, its options bound.
     weight: of its scores in the sum; any sign.
-    only_if: terms and their least values. Where one is below, this term adds
-      nothing.
+    only_if: terms and their least values. Where one is below, or does not
+      apply, this term adds nothing.
+    only_for: sources of the problems to which it applies; None for all.
+    from_step: steps done before it applies to any.
     given: those of `GIVEN` that the function takes.
     on_device: whether it computes with JAX.
   """
@@ -64,6 +69,8 @@ class Term(NamedTuple):
   function: RewardFn
   weight: float
   only_if: Mapping[str, float]
+  only_for: tuple[str, ...] | None
+  from_step: int
   given: tuple[str, ...]
   on_device: bool
 
@@ -73,10 +80,11 @@ class Scores(NamedTuple):
 
   Attributes:
     rewards: the weighted sum of the terms; finite, and 0 where not valid.
-    valid: False where a term of nonzero weight gave no score (None), or one
-      that decides whether it counts. Such a row leaves its group's mean and
-      standard deviation.
-    terms: each term before its weight; NaN where it gave no score.
+    valid: False where a term of nonzero weight that applies gave no score
+      (None), or one that decides whether it counts. Such a row leaves its
+      group's mean and standard deviation.
+    terms: each term before its weight; NaN where it gave no score, and where it
+      does not apply.
     metrics: what terms have to log beside their scores, by `<term>/<name>`;
       NaN where there is none.
   """
@@ -101,6 +109,32 @@ def check(section: configs.Section) -> None:
         raise configs.ConfigError(f"config.rewards.{name}: {error}") from error
 
 
+def check_sources(
+  section: configs.Section, from_steps: Mapping[str, int]
+) -> None:
+  """Raises ConfigError where problems would be asked that nothing rewards.
+
+  Args:
+    section: of rewards; see `score`.
+    from_steps: by source of the problems, the steps done before they are asked.
+  """
+  terms = _terms(section)
+  for name, term in terms.items():
+    for source in term.only_for or ():
+      if source not in from_steps:
+        raise configs.ConfigError(
+          f"config.rewards.{name}.only_for names {source!r}, and no problem is"
+          f" of that source; {configs.nearest(source, from_steps)}"
+        )
+  for source, step in from_steps.items():
+    if not any(t.weight and _applies(t, source, step) for t in terms.values()):
+      raise configs.ConfigError(
+        f"No term of config.rewards is for problems of source {source!r} after"
+        f" {step} steps, when they are asked first; give them one, or let"
+        " config.from_step begin with them later."
+      )
+
+
 def score(
   section: configs.Section,
   problems: Sequence[types.Problem],
@@ -108,6 +142,7 @@ def score(
   *,
   lengths: Int[np.ndarray, " B"] | None = None,
   truncated: Bool[np.ndarray, " B"] | None = None,
+  step: int | None = None,
 ) -> Scores:
   """Weighs the rewards that `section` names: sum over terms of weight * value.
 
@@ -118,21 +153,30 @@ def score(
   Args:
     section: by the name of each term its weight, or a section with the fields
       `weight`; `only_if`, the least value of other terms without which this one
-      adds nothing; `function`, a user's own as "package.module:function", for
-      names that are not in `REWARDS`; and the options of the function, which
-      are its keyword-only parameters.
+      adds nothing; `only_for`, the sources of the problems that it scores;
+      `from_step`, how many steps are done before it scores any; `function`, a
+      user's own as "package.module:function", for names that are not in
+      `REWARDS`; and the options of the function, which are its keyword-only
+      parameters. A term is not asked about rows to which it does not apply.
     problems: B problems, one for each completion.
     completions: B texts, without prompt and stop token.
     lengths: tokens of each completion, stop token included.
     truncated: which completions ran out of room before a stop token.
+    step: steps done; None is after all that a term may wait for.
 
   Raises:
-    ConfigError: the section names what does not exist or does not fit.
+    ConfigError: the section names what does not exist or does not fit, or no
+      term applies to a row.
     ValueError: the counts differ, or a reward returned a wrong count or
       something that is no finite number.
   """
   return begin(
-    section, problems, completions, lengths=lengths, truncated=truncated
+    section,
+    problems,
+    completions,
+    lengths=lengths,
+    truncated=truncated,
+    step=step,
   )()
 
 
@@ -143,6 +187,7 @@ def begin(
   *,
   lengths: Int[np.ndarray, " B"] | None = None,
   truncated: Bool[np.ndarray, " B"] | None = None,
+  step: int | None = None,
 ) -> Callable[[], Scores]:
   """Starts to score; the function returned waits for the scores.
 
@@ -155,15 +200,17 @@ def begin(
     raise ValueError(
       f"{len(completions)} completions do not match {len(problems)} problems."
     )
-  given = {"lengths": lengths, "truncated": truncated}
+  asked = {name: _asked(term, problems, step) for name, term in terms.items()}
+  for row, problem in enumerate(problems):
+    if not any(rows[row] for rows in asked.values()):
+      raise configs.ConfigError(
+        "No term of config.rewards applies to problems of source"
+        f" {problem.source!r}; give them one, or leave them out."
+      )
   calls = {
-    name: functools.partial(
-      term.function,
-      problems,
-      completions,
-      **{key: given[key] for key in term.given},
-    )
+    name: _call(term, asked[name], problems, completions, lengths, truncated)
     for name, term in terms.items()
+    if asked[name].any() or not len(problems)
   }
   threads = futures.ThreadPoolExecutor(len(terms), "reward")
   pending = {
@@ -178,32 +225,65 @@ def begin(
       name: pending[name].result() if name in pending else call()
       for name, call in calls.items()
     }
-    return _combine(terms, returned, len(problems))
+    return _combine(terms, asked, returned)
 
   return finish
 
 
+def _applies(term: Term, source: str, step: int | None) -> bool:
+  begun = step is None or step >= term.from_step
+  return begun and (term.only_for is None or source in term.only_for)
+
+
+def _asked(
+  term: Term, problems: Sequence[types.Problem], step: int | None
+) -> Bool[np.ndarray, " B"]:
+  return np.array([_applies(term, p.source, step) for p in problems], bool)
+
+
+def _call(
+  term: Term,
+  asked: Bool[np.ndarray, " B"],
+  problems: Sequence[types.Problem],
+  completions: Sequence[str],
+  lengths: Int[np.ndarray, " B"] | None,
+  truncated: Bool[np.ndarray, " B"] | None,
+) -> functools.partial:
+  """The call of a term on the rows that it is asked about."""
+  given = {"lengths": lengths, "truncated": truncated}
+  given = {key: given[key] for key in term.given}
+  if not asked.all():
+    problems = list(itertools.compress(problems, asked))
+    completions = list(itertools.compress(completions, asked))
+    given = {k: None if x is None else x[asked] for k, x in given.items()}
+  return functools.partial(term.function, problems, completions, **given)
+
+
 def _combine(
-  terms: Mapping[str, Term], returned: Mapping[str, Any], count: int
+  terms: Mapping[str, Term],
+  asked: Mapping[str, Bool[np.ndarray, " B"]],
+  returned: Mapping[str, Any],
 ) -> Scores:
   values, metrics = {}, {}
-  for name, result in returned.items():
+  for name, rows in asked.items():
+    result = returned.get(name, ())
     if isinstance(result, terms_lib.Result):
-      for key, rows in result.metrics.items():
+      for key, row_metrics in result.metrics.items():
         full = f"{name}/{key}"
-        metrics[full] = _values(full, rows, count)
+        metrics[full] = _values(full, row_metrics, rows)
       result = result.scores
-    values[name] = _values(name, result, count)
+    values[name] = _values(name, result, rows)
+  count = len(next(iter(asked.values())))
   rewards = np.zeros(count, np.float64)
   valid = np.ones(count, bool)
   for name, term in terms.items():
     if not term.weight:
       continue
-    counts = np.ones(count, bool)
+    counts = asked[name]
     for gate, least in term.only_if.items():
       # Whether a term counts cannot be told where its gate has no score.
-      valid &= ~np.isnan(values[gate])
-      counts &= values[gate] >= np.float32(least)
+      valid &= ~(asked[name] & asked[gate] & np.isnan(values[gate]))
+      counts = counts & (values[gate] >= np.float32(least))
     valid &= ~(counts & np.isnan(values[name]))
     rewards += np.where(counts, term.weight * values[name].astype(float), 0.0)
   rewards = np.where(valid, rewards, 0.0).astype(np.float32)
@@ -260,16 +340,31 @@ def _term(section: configs.Section, name: str) -> Term:
         f" config; {configs.nearest(gate, others)}"
       )
     _check_number(f"{where}.only_if.{gate}", least)
+  only_for = own.get("only_for")
+  if only_for is not None:
+    if isinstance(only_for, str) or not only_for:
+      raise configs.ConfigError(
+        f"{where}.only_for must be a tuple of sources, such as ('gsm8k',), not"
+        f" {only_for!r}."
+      )
+    only_for = tuple(only_for)
+  from_step = own.get("from_step", 0)
+  if not (isinstance(from_step, numbers.Integral) and from_step >= 0):
+    raise configs.ConfigError(
+      f"{where}.from_step must be a number of steps, not {from_step!r}."
+    )
   return Term(
     functools.partial(function, **fields),
     own["weight"],
     only_if,
+    only_for,
+    from_step,
     given,
     getattr(function, "on_device", False),
   )
 
 
-def _fields(*, weight, only_if=None, function=None):
+def _fields(*, weight, only_if=None, only_for=None, from_step=0, function=None):
   """The fields that every term may have."""
 
 
@@ -311,22 +406,28 @@ def _check_number(what: str, value: Any) -> None:
     raise configs.ConfigError(f"{what} must be a finite number, not {value!r}.")
 
 
-def _values(name: str, returned: Any, count: int) -> np.ndarray:
-  """The scores of one term as float32, NaN for None; checks each of them."""
+def _values(
+  name: str, returned: Any, asked: Bool[np.ndarray, " B"]
+) -> Float[np.ndarray, " B"]:
+  """The scores of one term as float32, NaN for None; checks each of them.
+
+  Also NaN where it was not asked.
+  """
+  rows = np.flatnonzero(asked)
   try:
     len(returned)
   except TypeError:
     raise ValueError(
       f"Reward {name!r} returned {type(returned).__name__} instead of a"
-      f" sequence of {count} numbers."
+      f" sequence of {len(rows)} numbers."
     ) from None
-  if len(returned) != count:
+  if len(returned) != len(rows):
     raise ValueError(
-      f"Reward {name!r} returned {len(returned)} values for {count}"
+      f"Reward {name!r} returned {len(returned)} values for {len(rows)}"
       " completions."
     )
-  values = np.full(count, np.nan, np.float32)
-  for row, value in enumerate(returned):
+  values = np.full(len(asked), np.nan, np.float32)
+  for row, value in zip(rows, returned, strict=True):
     if value is None:
       continue
     number = np.asarray(value)

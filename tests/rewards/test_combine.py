@@ -213,6 +213,83 @@ def test_a_gate_without_a_score_leaves_its_row_without_a_reward():
   assert not scores.valid.any()
 
 
+CHAT = types.Problem("greet ann?", "", "chat", "")
+ASKED = []
+
+
+def watches(problems, completions, *, lengths):
+  ASKED.append(([p.source for p in problems], list(completions), lengths))
+  return terms_lib.Result(lengths * 1.0, {"twice": lengths * 2})
+
+
+WATCHES = dict(weight=0.5, function=f"{__name__}:watches", only_for=("chat",))
+
+
+def test_a_term_for_some_sources_is_asked_about_their_rows_alone():
+  ASKED.clear()
+  scores = combine.score(
+    {"accuracy": dict(weight=1.0, only_for=("pair_sum",)), "it": WATCHES},
+    [PROBLEM, CHAT, PROBLEM, CHAT],
+    [GOOD, "a", "no", "b"],
+    lengths=np.array([1, 2, 3, 4]),
+  )
+  np.testing.assert_array_equal(scores.rewards, [1.0, 1.0, 0.0, 2.0])
+  np.testing.assert_array_equal(scores.terms["it"], [np.nan, 2, np.nan, 4])
+  np.testing.assert_array_equal(
+    scores.terms["accuracy"], [1, np.nan, 0, np.nan]
+  )
+  np.testing.assert_array_equal(
+    scores.metrics["it/twice"], [np.nan, 4, np.nan, 8]
+  )
+  assert scores.valid.all()
+  ((sources, texts, lengths),) = ASKED
+  assert (sources, texts) == (["chat", "chat"], ["a", "b"])
+  np.testing.assert_array_equal(lengths, [2, 4])
+
+
+def test_a_term_without_a_row_is_not_asked():
+  ASKED.clear()
+  section = {"accuracy": 1.0, "it": WATCHES}
+  scores = combine.score(section, [PROBLEM], [GOOD], lengths=np.array([1]))
+  assert scores.rewards[0] == 1.0 and not ASKED
+  np.testing.assert_array_equal(scores.terms["it"], [np.nan])
+
+
+def test_behind_a_gate_that_does_not_apply_a_term_adds_nothing():
+  scores = combine.score(
+    {
+      "accuracy": dict(weight=1.0, only_for=("pair_sum",)),
+      "format": dict(weight=0.5, only_if=dict(accuracy=1.0)),
+    },
+    [PROBLEM, CHAT],
+    [GOOD, GOOD],
+  )
+  np.testing.assert_array_equal(scores.rewards, [1.5, 0.0])
+  assert scores.valid.all()
+
+
+def test_a_term_counts_from_its_step_on():
+  section = {"accuracy": 1.0, "format": dict(weight=0.5, from_step=3)}
+  args = section, [PROBLEM], [GOOD]
+  assert combine.score(*args, step=2).rewards[0] == 1.0
+  assert np.isnan(combine.score(*args, step=2).terms["format"][0])
+  assert combine.score(*args, step=3).rewards[0] == 1.5
+  assert combine.score(*args).rewards[0] == 1.5
+
+
+def test_a_problem_that_no_term_rewards_is_an_error():
+  section = {"accuracy": dict(weight=1.0, only_for=("pair_sum",), from_step=2)}
+  with pytest.raises(ValueError, match="No term .* of source 'chat'"):
+    combine.score(section, [PROBLEM, CHAT], [GOOD, GOOD])
+  combine.check_sources(section, {"pair_sum": 2})
+  with pytest.raises(ValueError, match="for problems of source 'chat' after 5"):
+    combine.check_sources(section, {"pair_sum": 2, "chat": 5})
+  with pytest.raises(ValueError, match="source 'pair_sum' after 1 steps"):
+    combine.check_sources(section, {"pair_sum": 1})
+  with pytest.raises(ValueError, match="names 'pair_sum', .* mean 'pair_sums'"):
+    combine.check_sources(section, {"pair_sums": 2})
+
+
 def test_what_a_term_logs_besides_is_kept_by_row():
   scores = score(["", "bcd"], mine=own("outcomes"))
   np.testing.assert_array_equal(scores.metrics["mine/e"], [1, 0])
@@ -269,6 +346,9 @@ def test_an_error_in_a_term_is_raised_by_the_caller():
       dict(format=dict(weight=1, only_if=dict(accuracy="1")), accuracy=1),
       "only_if.accuracy must be a finite number",
     ),
+    (dict(format=dict(weight=1, only_for="chat")), "only_for must be a tuple"),
+    (dict(format=dict(weight=1, only_for=())), "only_for must be a tuple"),
+    (dict(format=dict(weight=1, from_step=-1)), "from_step must be a number"),
   ],
   ids=str,
 )
