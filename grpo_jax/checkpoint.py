@@ -190,6 +190,15 @@ def tokenizer_directory(source: str | os.PathLike) -> pathlib.Path:
   return source if hf.is_checkpoint(source) else source / "tokenizer"
 
 
+def read_model(source: str | os.PathLike, **overrides: Any) -> ModelConfig:
+  """Returns the model that `load_policy` would, without its parameters."""
+  if hf.is_checkpoint(source):
+    cfg = hf.read_config(source)
+  else:
+    cfg, _ = _newest(source)
+  return dataclasses.replace(cfg, **overrides)
+
+
 def load_policy(
   source: str | os.PathLike,
   mesh: Mesh,

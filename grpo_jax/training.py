@@ -35,7 +35,11 @@ class Batches(Protocol):
   """An endless iterator of batches on the host that can be resumed."""
 
   def __next__(self) -> Any:
-    """The next batch: a tree of arrays whose leading axis is rows."""
+    """The next batch: a tree of arrays whose leading axis is rows.
+
+    Or a function of the parameters in training that makes it, where it is text
+    of the policy itself.
+    """
 
   def get_state(self) -> dict[str, Any]:
     """What `set_state` needs to go on from here, as JSON."""
@@ -169,6 +173,8 @@ def train(
     while step < total_steps and not stop:
       with timer.phase("data"):
         batch = next(batches)
+        if callable(batch):
+          batch = batch(state.params)
         tokens += num_tokens(batch)
       state, scalars = update(state, sharding.place(mesh, batch, rows), *frozen)
       step += 1

@@ -91,6 +91,8 @@ def test_a_policy_is_loaded_with_the_model_that_it_is(run_of_eight):
     )
   assert (cfg.dtype, cfg.remat, step) == ("bfloat16", "full", 4)
   assert cfg.d_model == CFG.d_model and cfg.qkv_bias
+  changes = dict(dtype="bfloat16", remat="full")
+  assert checkpoint.read_model(workdir, **changes) == cfg
   assert_restored(params, state.params)
 
 
