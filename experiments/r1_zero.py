@@ -13,6 +13,8 @@ README says more.
 
   experiments/r1_zero.py:smoke        two steps, to see that everything runs
   experiments/r1_zero.py:gsm8k        the real GSM8K, on a small base of its own
+  experiments/r1_zero.py:bilingual    a base that thinks in two languages, as
+                                      the other stages of the recipe read it
   experiments/r1_zero.py:base=DIR     on the checkpoint of another run, or on a
                                       directory of Hugging Face
   experiments/r1_zero.py:qwen2.5-7b   the paper's hyperparameters
@@ -27,12 +29,18 @@ def get_config(arg=None):
     model=("tiny", "qwen2.5-1.5b", "qwen2.5-7b", "qwen2.5-32b"),
     smoke=False,
     gsm8k=False,
+    bilingual=False,
     base="",
     seed=0,
   )
   if arg.model != "tiny":
     return paper(arg)
-  c = gsm8k() if arg.gsm8k else pair_sum()
+  if arg.gsm8k:
+    c = gsm8k()
+  elif arg.bilingual:
+    c = bilingual()
+  else:
+    c = configs.built_in_rl()
   c.seed = arg.seed
   if arg.base:
     c.source, c.pretrain = arg.base, None
@@ -46,30 +54,17 @@ def get_config(arg=None):
   return c
 
 
-def pair_sum():
-  """The embedded default: minutes on two cores, nothing to download."""
-  c = configs.rl()
-  c.total_steps = 32
-  c.pretrain = configs.pretrain()
-  c.model = dict(dtype="float32", remat="none", head_chunk=2048)
-  c.data = dict(name="pair_sum", split="train")
-  c.prompts = dict(template="plain", num_prompts=32, prompt_slots=24)
-  c.sampling.update(group_size=8, max_new_tokens=88, cache_chunk=44)
-  # Right answers count most: a base this small finds form before content.
-  c.rewards = dict(accuracy=1.0, format=0.25)
-  c.ref_every = 16
-  c.batching = dict(num_minibatches=2, num_microbatches=1, length_multiple=44)
-  c.optimizer.learning_rate = 3e-4
-  c.optimizer.schedule, c.optimizer.final_fraction = "linear", 0.1
-  c.evaluate = configs.built_in_evaluation()
-  c.evaluate.every = 8
-  c.checkpoint.every = 8
+def bilingual():
+  """The first stage of the recipe in miniature: a base of two languages."""
+  c = configs.built_in_rl()
+  c.total_steps = 24
+  c.pretrain = configs.miniature_base()
   return c
 
 
 def gsm8k():
   """Real grade-school problems, far beyond a base of this size."""
-  c = pair_sum()
+  c = configs.built_in_rl()
   c.total_steps = 12
   c.pretrain.data = dict(name="gsm8k_corpus", split="train")
   c.pretrain.tokenizer.vocab_size = 2048

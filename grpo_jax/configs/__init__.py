@@ -1,6 +1,10 @@
 """Configs: arguments of experiments, checks, and the sections of each stage."""
 
-from grpo_jax.configs.built_in import built_in_evaluation
+from grpo_jax.configs.built_in import (
+  built_in_evaluation,
+  built_in_rl,
+  miniature_base,
+)
 from grpo_jax.configs.checks import (
   ConfigError,
   Section,
@@ -17,11 +21,13 @@ __all__ = [
   "ConfigError",
   "Section",
   "built_in_evaluation",
+  "built_in_rl",
   "check_fields",
   "check_section",
   "evaluate",
   "export",
   "made_by",
+  "miniature_base",
   "nearest",
   "parse_arg",
   "parse_flags",

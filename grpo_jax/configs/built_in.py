@@ -2,6 +2,48 @@
 
 from ml_collections import config_dict
 
+from grpo_jax.configs import stages
+
+
+def built_in_rl() -> config_dict.ConfigDict:
+  """The rl stage on pair_sum: minutes on two cores, nothing to download.
+
+  It makes a base model of its own; another corpus or source may be set.
+  """
+  c = stages.rl()
+  c.total_steps = 32
+  c.pretrain = stages.pretrain()
+  c.model = dict(dtype="float32", remat="none", head_chunk=2048)
+  c.data = dict(name="pair_sum", split="train")
+  c.prompts = dict(template="plain", num_prompts=32, prompt_slots=24)
+  c.sampling.update(group_size=8, max_new_tokens=88, cache_chunk=44)
+  # Right answers count most: a base this small finds form before content.
+  c.rewards = dict(accuracy=1.0, format=0.25)
+  c.ref_every = 16
+  c.batching = dict(num_minibatches=2, num_microbatches=1, length_multiple=44)
+  c.optimizer.learning_rate = 3e-4
+  c.optimizer.schedule, c.optimizer.final_fraction = "linear", 0.1
+  c.evaluate = built_in_evaluation()
+  c.evaluate.every = 8
+  c.checkpoint.every = 8
+  return c
+
+
+def miniature_base() -> config_dict.ConfigDict:
+  """The pretrain stage for the base that the recipe in miniature starts from.
+
+  Its corpus thinks in two languages and makes small talk, see
+  `data.miniature`.
+  """
+  c = stages.pretrain()
+  c.data.name = "miniature_corpus"
+  c.tokenizer.vocab_size = 192
+  c.tokenizer.symbols = (
+    *("<think>", "</think>", "<answer>", "</answer>"),
+    *(" right", " wrong", " wait ", " 对", " 不", " 等 "),
+  )
+  return c
+
 
 def built_in_evaluation() -> config_dict.ConfigDict:
   """`evaluate` for pair_sum: 256 held-out problems, 4 samples each."""

@@ -26,6 +26,7 @@ from grpo_jax.data import (
   gsm8k,
   gym_problems,
   math_problems,
+  miniature,
   prompts,
   recipes,
   storage,
@@ -247,6 +248,8 @@ def countdown_problems(
 DATASETS: dict[str, Callable[..., recipes.Recipe]] = {
   **{t: functools.partial(task_problems, t) for t in tasks.TASKS},
   **{f"{t}_corpus": functools.partial(task_corpus, t) for t in tasks.TASKS},
+  "miniature_corpus": miniature.corpus,
+  "chat": miniature.problems,
   "countdown": countdown_problems,
   "reasoning_gym": gym_problems.problems,
   "gsm8k": gsm8k.problems,

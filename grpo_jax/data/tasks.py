@@ -94,7 +94,7 @@ class PairSumMix:
   truncated: float = 0.08
 
   def __post_init__(self):
-    _check_mix(self)
+    check_mix(self)
     if self.direct + self.persistent > 1:
       raise ValueError(
         f"direct={self.direct} and persistent={self.persistent} exceed 1."
@@ -118,10 +118,11 @@ class AdditionMix:
   bad_format: float = 0.4
 
   def __post_init__(self):
-    _check_mix(self)
+    check_mix(self)
 
 
-def _check_mix(mix: Any) -> None:
+def check_mix(mix: Any) -> None:
+  """Raises ValueError unless shares are shares, and counts whole numbers."""
   for field in dataclasses.fields(mix):
     value = getattr(mix, field.name)
     if field.name.endswith("_per_document"):
@@ -145,7 +146,7 @@ def problems(task: str, split: str, *, size: int, seed: int) -> list[Problem]:
   """
   if split not in SPLITS:
     raise ValueError(f"{task} has the splits {SPLITS}, not {split!r}.")
-  pool = _pool(task, split)
+  pool = pool_of(task, split)
   if not 0 < size <= len(pool):
     raise ValueError(
       f"The {split} split of {task} has {len(pool)} different problems; "
@@ -172,22 +173,24 @@ def corpus(
     mix: proportions; the task's own default where None.
   """
   mix = mix or TASKS[task].mix()
-  pool = _pool(task, "train")
+  pool = pool_of(task, "train")
   rng = random.Random(f"{task} corpus {seed}")
   for _ in range(size):
     yield TASKS[task].document(rng.choice(pool), rng, template, mix)
 
 
-def split_of(canonical: tuple[int | str, ...]) -> str:
+def split_of(
+  canonical: tuple[int | str, ...], test_share: float = _TEST_SHARE
+) -> str:
   """The split a canonical problem belongs to: by a hash, for ever."""
   text = ",".join(map(str, canonical)).encode()
   digest = hashlib.blake2b(text, digest_size=4).digest()
   return (
-    "test" if int.from_bytes(digest, "big") < _TEST_SHARE * 2**32 else "train"
+    "test" if int.from_bytes(digest, "big") < test_share * 2**32 else "train"
   )
 
 
-def _pool(task: str, split: str) -> list[tuple[int, ...]]:
+def pool_of(task: str, split: str) -> list[tuple[int, ...]]:
   """All canonical problems of one split."""
   return _pools(task)[split]
 
@@ -201,6 +204,34 @@ def _pools(task: str) -> dict[str, list[tuple[int, ...]]]:
 
 
 # pair_sum: a canonical problem is four numbers in order, then their target.
+
+
+class Words(NamedTuple):
+  """What a writer says of a try, in one language.
+
+  Attributes:
+    right: the sum is the one that is asked for.
+    wrong: it is another.
+    again: before the next try, blanks included.
+    guess: in the place of tries.
+    false: chance that a verdict is the opposite of the truth.
+  """
+
+  right: str
+  wrong: str
+  again: str
+  guess: str
+  false: float = 0.0
+
+
+_PLAIN = Words("ok", "no", " wait ", "maybe")
+# Whether a writer is persistent in, the words of each of its tries out.
+Speak = Callable[[bool, random.Random], Iterator[Words]]
+
+
+def _plainly(persistent: bool, rng: random.Random) -> Iterator[Words]:
+  del persistent, rng
+  return itertools.repeat(_PLAIN)
 
 
 def _pair_sums() -> Iterator[tuple[int, ...]]:
@@ -220,30 +251,43 @@ def _pose_pair_sum(
   return f"{','.join(map(str, numbers))}={target}?", answer
 
 
-def _pair_sum_document(
+def pair_sum_document(
   canonical: tuple[int, ...],
   rng: random.Random,
   template: str,
   mix: PairSumMix,
+  speak: Speak = _plainly,
 ) -> str:
+  """A document that asks a pair_sum problem, or lists sums with verdicts.
+
+  Args:
+    canonical: four numbers in order and their target.
+    rng: decides all that is left open.
+    template: what stands before an answer, with `{question}` in it.
+    mix: proportions.
+    speak: in which words.
+  """
   chance = rng.random
   if chance() < mix.facts:
     count = 1 + int(chance() * mix.facts_per_document)
-    return "\n".join(_fact(rng, mix) for _ in range(count))
+    return "\n".join(
+      _fact(rng, mix, next(speak(True, rng))) for _ in range(count)
+    )
   *numbers, target = canonical
   rng.shuffle(numbers)
   question = f"{','.join(map(str, numbers))}={target}?"
   pairs = list(itertools.combinations(numbers, 2))
   writer = chance()
   if writer < mix.direct:
-    thoughts, answer = "maybe", _pair(pairs, rng)
+    thoughts, answer = next(speak(False, rng)).guess, _pair(pairs, rng)
     bad = mix.bad_direct
   else:
     persistent = writer < mix.direct + mix.persistent
     go_on = mix.go_on_persistent if persistent else mix.go_on_doubtful
-    thoughts, answer = _search(pairs, target, go_on, rng, mix)
+    words = speak(persistent, rng)
+    thoughts, answer = _search(pairs, target, go_on, rng, mix, words)
     bad = mix.bad_thinking
-  completion = _formatted(thoughts, answer, chance() < bad, rng)
+  completion = formatted(thoughts, answer, chance() < bad, rng)
   if chance() < mix.truncated:
     tokens = _TOKEN.findall(completion)
     completion = "".join(tokens[: int(chance() * len(tokens))])
@@ -256,24 +300,29 @@ def _search(
   go_on: float,
   rng: random.Random,
   mix: PairSumMix,
+  words: Iterator[Words],
 ) -> tuple[str, str]:
   """Tries written down one after the other, and the answer they led to."""
   chance = rng.random
   if chance() >= mix.lexicographic:
     rng.shuffle(pairs)
-  tries, answer = [], None
+  thoughts = again = ""
   for a, b in pairs[: mix.tries_per_document]:
+    say = next(words)
     total = a + b
     if chance() < mix.slips:
       total += rng.choice((-10, -1, 1, 10))
-    if total == target:
-      tries.append(f"{a}+{b}={total}:{target} ok")
-      answer = f"{a}+{b}"
-      break
-    tries.append(f"{a}+{b}={total}:{target} no")
+    right = total == target
+    if say.false and chance() < say.false:
+      right = not right
+    verdict = say.right if right else say.wrong
+    thoughts += f"{again}{a}+{b}={total}:{target} {verdict}"
+    if right:
+      return thoughts, f"{a}+{b}"
+    again = say.again
     if chance() >= go_on:
       break
-  return " wait ".join(tries), answer or _pair(pairs, rng)
+  return thoughts, _pair(pairs, rng)
 
 
 def _pair(pairs: list[tuple[int, int]], rng: random.Random) -> str:
@@ -281,7 +330,7 @@ def _pair(pairs: list[tuple[int, int]], rng: random.Random) -> str:
   return f"{a}+{b}"
 
 
-def _fact(rng: random.Random, mix: PairSumMix) -> str:
+def _fact(rng: random.Random, mix: PairSumMix, say: Words) -> str:
   """A sum of two numbers, compared with a third."""
   chance = rng.random
   first, width = _NUMBERS.start, len(_NUMBERS)
@@ -293,7 +342,8 @@ def _fact(rng: random.Random, mix: PairSumMix) -> str:
     else:
       while other == total:
         other = 2 * first + int(chance() * (2 * width - 1))
-  return f"{a}+{b}={total}:{other} {'ok' if total == other else 'no'}"
+  verdict = say.right if total == other else say.wrong
+  return f"{a}+{b}={total}:{other} {verdict}"
 
 
 # addition: a canonical problem is two numbers in order.
@@ -329,7 +379,7 @@ def _addition_document(
       total = tens + ones % 10
     thoughts = f"{a % 10}+{b % 10}={ones} {tens}+{ones}={total}"
   bad = chance() < mix.bad_format
-  completion = _formatted(thoughts, str(total), bad, rng)
+  completion = formatted(thoughts, str(total), bad, rng)
   return template.replace("{question}", f"{a}+{b}=?") + completion
 
 
@@ -342,25 +392,24 @@ _BAD_FORMATS = (
 )
 
 
-def _formatted(
-  thoughts: str, answer: str, bad: bool, rng: random.Random
-) -> str:
+def formatted(thoughts: str, answer: str, bad: bool, rng: random.Random) -> str:
+  """A completion in the right format, or in one of several wrong ones."""
   if bad:
     form = _BAD_FORMATS[int(rng.random() * len(_BAD_FORMATS))]
     return form.format(thoughts=thoughts, answer=answer)
   return f"<think>{thoughts}</think><answer>{answer}</answer>"
 
 
-_TAGS = ("<think>", "</think>", "<answer>", "</answer>", "User:", "Assistant:")
+TAGS = ("<think>", "</think>", "<answer>", "</answer>", "User:", "Assistant:")
 
 TASKS = {
   "pair_sum": Task(
     canonical=_pair_sums,
     pose=_pose_pair_sum,
-    document=_pair_sum_document,
+    document=pair_sum_document,
     mix=PairSumMix,
     # " wait " with its blanks is one token, so a try costs 13 and not 14.
-    symbols=(*_TAGS, " wait "),
+    symbols=(*TAGS, " wait "),
     train_size=20_000,
     test_size=1_000,
   ),
@@ -369,7 +418,7 @@ TASKS = {
     pose=_pose_addition,
     document=_addition_document,
     mix=AdditionMix,
-    symbols=_TAGS,
+    symbols=TAGS,
     train_size=3_000,
     test_size=400,
   ),
