@@ -13,6 +13,7 @@ FLOORS = {
   "grpo_jax": 0,
   "grpo_jax.allocator": 0,
   "grpo_jax.configs": 0,
+  "grpo_jax.estimators": 0,
   "grpo_jax.masking": 0,
   "grpo_jax.stopping": 0,
   "grpo_jax.types": 0,
