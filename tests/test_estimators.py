@@ -77,7 +77,9 @@ def test_fewer_samples_than_k_are_no_estimate():
   assert math.isnan(estimators.cons_at_k(1, [1], 3, 4))
 
 
-@pytest.mark.parametrize("correct, samples, k", [(4, 3, 1), (-1, 3, 1), (1, 3, 0)])
+@pytest.mark.parametrize(
+  "correct, samples, k", [(4, 3, 1), (-1, 3, 1), (1, 3, 0)]
+)
 def test_impossible_counts_are_refused(correct, samples, k):
   with pytest.raises(ValueError, match="k=|counted="):
     estimators.pass_at_k(correct, samples, k)

@@ -22,11 +22,14 @@ import tensorflow_datasets as tfds
 
 from grpo_jax import configs
 from grpo_jax.data import (
+  aime,
   countdown,
   gsm8k,
   gym_problems,
   math_problems,
+  mgsm,
   miniature,
+  programs,
   prompts,
   recipes,
   storage,
@@ -256,5 +259,9 @@ DATASETS: dict[str, Callable[..., recipes.Recipe]] = {
   "gsm8k_corpus": gsm8k.corpus,
   "jsonl": user_files.jsonl,
   "math": math_problems.problems,
+  "mgsm": mgsm.problems,
+  "humaneval": programs.humaneval,
+  "mbpp": programs.mbpp,
+  "aime": aime.problems,
   "text": user_files.text_files,
 }

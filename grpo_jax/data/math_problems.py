@@ -1,11 +1,9 @@
 """MATH: https://github.com/hendrycks/math, MIT licence."""
 
 import json
-import os
-import pathlib
 from collections.abc import Iterator, Mapping
 
-from grpo_jax.data import recipes, user_files
+from grpo_jax.data import local, recipes, user_files
 
 
 def problems(*, path: str | None = None) -> recipes.Recipe:
@@ -19,13 +17,7 @@ def problems(*, path: str | None = None) -> recipes.Recipe:
       "answer", and math500.jsonl, one such object per line; None looks in
       $GRPO_JAX_DATA/math.
   """
-  if path is None and "GRPO_JAX_DATA" not in os.environ:
-    raise FileNotFoundError(
-      "MATH is not downloaded; name a folder that holds train.json and "
-      "math500.jsonl with the option path, or set GRPO_JAX_DATA to the folder "
-      "that holds math/."
-    )
-  folder = pathlib.Path(path or f"{os.environ['GRPO_JAX_DATA']}/math")
+  folder = local.folder("MATH", path, "math", "train.json and math500.jsonl")
   files = {"train": folder / "train.json", "test": folder / "math500.jsonl"}
   key = f"local-{recipes.content_hash(files.values())}"
 

@@ -16,12 +16,12 @@ import decimal
 import itertools
 import math as math_lib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from grpo_jax import types
+from grpo_jax.rewards import code, equality, format, sandbox, workers
 from grpo_jax.rewards import countdown as countdown_lib
-from grpo_jax.rewards import equality, format, workers
 from grpo_jax.rewards.terms import Result
 
 OUTCOMES = (
@@ -58,7 +58,25 @@ class Pending(NamedTuple):
   function: str = "grpo_jax.rewards.equality:equal"
 
 
-Verifier = Callable[[types.Problem, str], Grade | Pending | float | None]
+class Program(NamedTuple):
+  """A grade that is left to the problem's unit tests, see `rewards.code`."""
+
+  problem: types.Problem
+  completion: str
+
+
+# What outcomes of unit tests say of the program. A problem without tests, and a
+# machine that is too short of something to run them, say nothing.
+_TESTED = {
+  "passed": "correct",
+  "failed": "wrong",
+  "timed_out": "timed_out",
+  "no_program": "no_answer",
+}
+
+Verifier = Callable[
+  [types.Problem, str], Grade | Pending | Program | float | None
+]
 
 _PAIR_SUM = re.compile(
   r"([0-9]{1,9}),([0-9]{1,9}),([0-9]{1,9}),([0-9]{1,9})=([0-9]{1,9})\?"
@@ -96,8 +114,10 @@ def accuracy(
   """1.0 where the final answer is right, 0.0 where it is not.
 
   The problem's source chooses the rule in `VERIFIERS`; sources that are not
-  named there are graded by `number`. None where a problem cannot be graded.
-  Each outcome is logged as a share of all completions.
+  named there are graded by `number`. Programs are right where they pass all
+  unit tests, under the limits that `code.unit_tests` has by default. None where
+  a problem cannot be graded. Each outcome is logged as a share of all
+  completions.
 
   Args:
     problems: B problems, one for each completion.
@@ -113,6 +133,38 @@ def accuracy(
     [g.score for g in graded],
     {outcome: [g.outcome == outcome for g in graded] for outcome in OUTCOMES},
   )
+
+
+def check(problems: Iterable[types.Problem]) -> None:
+  """Raises sandbox.IsolationError where programs could not be run safely."""
+  if any(VERIFIERS.get(p.source) is Program for p in problems):
+    sandbox.check("namespaces")
+
+
+def extract(problem: types.Problem, completion: str) -> str | None:
+  """The final answer, as it was written; None where there is none.
+
+  None for programs too, and for a verifier that does not tell.
+  """
+  found = VERIFIERS.get(problem.source, number)(problem, completion)
+  return getattr(found, "extracted", None)
+
+
+def same(source: str, answers: Sequence[tuple[str, str]]) -> list[bool]:
+  """Whether the answers of each pair are equal to one another.
+
+  By the verifier, with the first answer as the reference, where it compares
+  answers with a reference (`number`, `math`); else as texts without blanks.
+
+  Args:
+    source: of the problems.
+    answers: as `extract` returned them.
+  """
+  if VERIFIERS.get(source, number) not in (number, math):
+    return [_without_blanks(a) == _without_blanks(b) for a, b in answers]
+  problems = [types.Problem("", first, source, "") for first, _ in answers]
+  texts = [f"<answer>{second}</answer>" for _, second in answers]
+  return [g.outcome == "correct" for g in grades(problems, texts)]
 
 
 def grades(
@@ -143,7 +195,10 @@ def grades(
       function, [f[:2] for f in chosen], deadline=deadline
     )
     graded |= zip(chosen, map(_graded, chosen, outcomes), strict=True)
-  found = [graded[f] if isinstance(f, Pending) else f for f in found]
+  programs = list({f: None for f in found if isinstance(f, Program)})
+  if programs:
+    graded |= zip(programs, _tested(programs), strict=True)
+  found = [graded.get(f, f) for f in found]
   return [f if isinstance(f, Grade) else _of_score(f) for f in found]
 
 
@@ -153,6 +208,17 @@ def _graded(pending: Pending, outcome: workers.Outcome) -> Grade:
   score = float(outcome.value)
   outcome = "correct" if score == 1 else "wrong"
   return Grade(outcome, score, pending.extracted)
+
+
+def _tested(programs: Sequence[Program]) -> list[Grade]:
+  results = code.results(*zip(*programs, strict=True))
+  outcomes = [_TESTED.get(result and result.outcome) for result in results]
+  return [
+    Grade(outcome, float(outcome == "correct"))
+    if outcome
+    else Grade("ungradable", None)
+    for outcome in outcomes
+  ]
 
 
 def _decided(right: bool, extracted: str | None) -> Grade:
@@ -188,24 +254,6 @@ def grade(
   return grades([problem], [completion], deadline=deadline)[0]
 
 
-def tagged_answer(problem: types.Problem, completion: str) -> str | None:
-  """What the one pair of answer tags holds, or None if there is no such pair.
-
-  The pair must end the completion and must not lie inside an open `<think>`.
-  Whether the thinking is well formed is the format reward's question.
-  """
-  pieces = format.split_tags(problem, completion)
-  tags = pieces[1::2]
-  if tags[-2:] != ["<answer>", "</answer>"] or pieces[-1].strip():
-    return None
-  earlier = tags[:-2]
-  if "<answer>" in earlier or "</answer>" in earlier:
-    return None
-  if earlier[-1:] == ["<think>"]:
-    return None
-  return pieces[-3].strip()
-
-
 def pair_sum(problem: types.Problem, completion: str) -> Grade:
   """Which two of four numbers add up to the target: `25,22,13,19=35?`.
 
@@ -216,7 +264,7 @@ def pair_sum(problem: types.Problem, completion: str) -> Grade:
   if question is None:
     return Grade("ungradable", None)
   *numbers, target = question.groups()
-  answer = tagged_answer(problem, completion)
+  answer = format.tagged_answer(problem, completion)
   terms = _without_blanks(answer).split("+")
   if len(terms) != 2:
     return _decided(False, answer)
@@ -233,13 +281,13 @@ def addition(problem: types.Problem, completion: str) -> Grade:
   if question is None:
     return Grade("ungradable", None)
   total = sum(map(int, question.groups()))
-  answer = tagged_answer(problem, completion)
+  answer = format.tagged_answer(problem, completion)
   return _decided(_without_blanks(answer) == str(total), answer)
 
 
 def countdown(problem: types.Problem, completion: str) -> Grade:
   """An expression in answer tags, see `rewards.countdown`."""
-  answer = tagged_answer(problem, completion)
+  answer = format.tagged_answer(problem, completion)
   score = countdown_lib.check(problem.answer, answer or "")
   if score is None:
     return Grade("ungradable", None)
@@ -248,7 +296,7 @@ def countdown(problem: types.Problem, completion: str) -> Grade:
 
 def reasoning_gym(problem: types.Problem, completion: str) -> Grade | Pending:
   """What the task's own scorer gives to what stands in answer tags."""
-  answer = tagged_answer(problem, completion)
+  answer = format.tagged_answer(problem, completion)
   if not answer:
     return Grade("no_answer", 0.0)
   if len(answer) > _MAX_GYM_ANSWER:
@@ -309,6 +357,11 @@ VERIFIERS: dict[str, Verifier] = {
   "math": math,
   "countdown": countdown,
   "reasoning_gym": reasoning_gym,
+  "mgsm": number,
+  "aime": math,
+  "code": Program,
+  "humaneval": Program,
+  "mbpp": Program,
 }
 
 
@@ -325,7 +378,7 @@ def _has_answer_tags(problem: types.Problem, completion: str) -> bool:
 
 def _number_text(problem: types.Problem, completion: str) -> str | None:
   if _has_answer_tags(problem, completion):
-    return tagged_answer(problem, completion)
+    return format.tagged_answer(problem, completion)
   text = _after_thinking(problem, completion)
   if text is None:
     return None
@@ -339,7 +392,7 @@ def _math_text(
   problem: types.Problem, completion: str, reference: str
 ) -> str | None:
   tagged = _has_answer_tags(problem, completion)
-  read = tagged_answer if tagged else _after_thinking
+  read = format.tagged_answer if tagged else _after_thinking
   text = read(problem, completion)
   if text is None:
     return None

@@ -22,11 +22,12 @@ import os
 import pathlib
 import re
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from grpo_jax import types
-from grpo_jax.rewards import answer, format, sandbox, terms
+from grpo_jax.rewards import format, sandbox, terms
 from grpo_jax.rewards.sandbox import asserts
 
 OUTCOMES = ("passed", "failed", "timed_out", "no_program", "crashed")
@@ -105,6 +106,43 @@ def unit_tests(
     ValueError: there is no such isolation, or a limit is not above 0.
     sandbox.IsolationError: this machine does not give the isolation.
   """
+  ended = results(
+    problems,
+    completions,
+    isolation=isolation,
+    cpu_seconds=cpu_seconds,
+    wall_seconds=wall_seconds,
+    memory_mb=memory_mb,
+    workers=workers,
+  )
+
+  def score(result):
+    if result is None or result.outcome == "crashed":
+      return None
+    share = result.passed / result.total
+    return share if partial else float(share == 1.0)
+
+  outcomes = {
+    outcome: [result and result.outcome == outcome for result in ended]
+    for outcome in OUTCOMES
+  }
+  return terms.Result([score(result) for result in ended], outcomes)
+
+
+def results(
+  problems: Sequence[types.Problem],
+  completions: Sequence[str],
+  *,
+  isolation: str = "namespaces",
+  cpu_seconds: int = 5,
+  wall_seconds: float | int = 10.0,
+  memory_mb: int = 512,
+  workers: int = 0,
+) -> list[Result | None]:
+  """What became of each program; None where a problem has no tests.
+
+  For arguments and errors see `unit_tests`.
+  """
   limits = sandbox.Limits(
     cpu_seconds=cpu_seconds, wall_seconds=wall_seconds, memory_mb=memory_mb
   )
@@ -122,22 +160,11 @@ def unit_tests(
       # It was given a moment ago: the machine is short of something.
       return Result("crashed", 0, 1)
 
-  def score(result):
-    if result is None or result.outcome == "crashed":
-      return None
-    share = result.passed / result.total
-    return share if partial else float(share == 1.0)
-
   workers = workers or 2 * len(os.sched_getaffinity(0))
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     # Tests are parsed here, in one thread; see `_count`.
     tests = [parse_tests(problem.answer) for problem in problems]
-    results = list(pool.map(grade, problems, tests, completions))
-  outcomes = {
-    outcome: [result and result.outcome == outcome for result in results]
-    for outcome in OUTCOMES
-  }
-  return terms.Result([score(result) for result in results], outcomes)
+    return list(pool.map(grade, problems, tests, completions))
 
 
 def extract(problem: types.Problem, completion: str) -> str | None:
@@ -151,7 +178,7 @@ def extract(problem: types.Problem, completion: str) -> str | None:
   tags = pieces[1::2]
   tagged = "<answer>" in tags or "</answer>" in tags
   if tagged:
-    text = answer.tagged_answer(problem, completion)
+    text = format.tagged_answer(problem, completion)
   else:
     text = None if tags[-1:] == ["<think>"] else pieces[-1]
   if text is None:
@@ -321,9 +348,12 @@ def mbpp(record: Mapping[str, Any]) -> str:
   """
   asserts = "\n".join(record["test_list"])
   setup = record["test_setup_code"]
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Some programs have odd escapes.
+    program = ast.parse(f"{record['code']}\n{setup}")
   defined = {
     name
-    for node in ast.walk(ast.parse(f"{record['code']}\n{setup}"))
+    for node in ast.walk(program)
     for name in (
       [node.name]
       if isinstance(node, ast.FunctionDef | ast.ClassDef)

@@ -31,6 +31,24 @@ def split_tags(problem: types.Problem, completion: str) -> list[str]:
   return _TAG.split(completion)
 
 
+def tagged_answer(problem: types.Problem, completion: str) -> str | None:
+  """What the one pair of answer tags holds, or None if there is no such pair.
+
+  The pair must end the completion and must not lie inside an open `<think>`.
+  Whether the thinking is well formed is `well_formed`'s question.
+  """
+  pieces = split_tags(problem, completion)
+  tags = pieces[1::2]
+  if tags[-2:] != ["<answer>", "</answer>"] or pieces[-1].strip():
+    return None
+  earlier = tags[:-2]
+  if "<answer>" in earlier or "</answer>" in earlier:
+    return None
+  if earlier[-1:] == ["<think>"]:
+    return None
+  return pieces[-3].strip()
+
+
 def well_formed(
   problems: Sequence[types.Problem], completions: Sequence[str]
 ) -> list[float]:

@@ -1,0 +1,109 @@
+"""Programs to write, with unit tests: HumanEval and MBPP.
+
+Answers hold the tests, see `rewards.code`.
+"""
+
+import gzip
+import inspect
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from grpo_jax.data import local, recipes
+from grpo_jax.rewards import code
+
+_HUMANEVAL = (
+  "Complete the following Python function. Answer with the whole function in"
+  " one code block.\n\n```python\n{start}```"
+)
+_MBPP = (
+  "{text} Answer with Python in one code block. It should pass these"
+  " tests:\n\n```python\n{tests}\n```"
+)
+# Of MBPP: ten problems are for prompts and 90 for validation.
+_MBPP_SPLITS = {"train": range(601, 975), "test": range(11, 511)}
+
+
+def humaneval(*, path: str | None = None) -> recipes.Recipe:
+  """HumanEval: 164 functions to complete; test split only.
+
+  arXiv 2107.03374, https://github.com/openai/human-eval, MIT licence.
+
+  Args:
+    path: a folder with HumanEval.jsonl.gz; None looks in $GRPO_JAX_DATA/code.
+  """
+  name = "HumanEval.jsonl.gz"
+  file = local.folder("HumanEval", path, "code", name) / name
+  return _recipe(
+    "humaneval",
+    file,
+    lambda: {
+      "test": (
+        {
+          "question": _HUMANEVAL.replace("{start}", record["prompt"]),
+          "answer": code.human_eval(record),
+        }
+        for record in _records(file, ("prompt", "test", "entry_point"))
+      )
+    },
+  )
+
+
+def mbpp(*, path: str | None = None) -> recipes.Recipe:
+  """MBPP: short programs from a sentence and three tests that are shown.
+
+  arXiv 2108.07732, whose splits these are: 374 problems for training, 500 for
+  testing. https://github.com/google-research/google-research, CC BY 4.0.
+
+  Args:
+    path: a folder with mbpp.jsonl; None looks in $GRPO_JAX_DATA/code.
+  """
+  file = local.folder("MBPP", path, "code", "mbpp.jsonl") / "mbpp.jsonl"
+  fields = ("text", "code", "task_id", "test_list", "test_setup_code")
+
+  def records(numbers: range) -> Iterator[Mapping[str, str]]:
+    for record in _records(file, fields):
+      if record["task_id"] in numbers:
+        tests = "\n".join(record["test_list"])
+        question = _MBPP.replace("{tests}", tests)
+        yield {
+          "question": question.replace("{text}", record["text"].strip()),
+          "answer": code.mbpp(record),
+        }
+
+  return _recipe(
+    "mbpp",
+    file,
+    lambda: {split: records(chosen) for split, chosen in _MBPP_SPLITS.items()},
+  )
+
+
+def _recipe(name, file, splits) -> recipes.Recipe:
+  made = recipes.fingerprint(
+    _HUMANEVAL,
+    _MBPP,
+    inspect.getsource(code.human_eval),
+    inspect.getsource(code.mbpp),
+  )
+  return recipes.Recipe(
+    key=f"{recipes.content_hash([file])}-{made}",
+    origin=str(file),
+    fields=("question", "answer"),
+    splits=lambda _: splits(),
+    convert=recipes.problem(name),
+  )
+
+
+def _records(
+  file: pathlib.Path, fields: tuple[str, ...]
+) -> Iterator[dict[str, Any]]:
+  """The objects of a file of JSON lines, perhaps compressed."""
+  read = gzip.open if file.suffix == ".gz" else open
+  with read(file, "rt", encoding="utf-8") as lines:
+    for number, line in enumerate(lines, start=1):
+      record = json.loads(line)
+      for field in fields:
+        if field not in record:
+          raise ValueError(f"{file}, line {number}: no field {field!r}.")
+      yield record
