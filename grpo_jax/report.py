@@ -1,6 +1,7 @@
 """A run's directory in, a picture and a table out."""
 
 import itertools
+import json
 import math
 import os
 import pathlib
@@ -191,6 +192,54 @@ def compare(workdir: str | os.PathLike) -> str:
     + table(results[0], results[-1])
     for name, results in runs.items()
   )
+
+
+def results_table(
+  workdir: str | os.PathLike,
+  *,
+  rows: Sequence[tuple[str, str]],
+  columns: Sequence[tuple[str, str, str]],
+) -> str:
+  """What several evaluations found, a row for each, as text.
+
+  Args:
+    workdir: directory that holds those of the evaluations.
+    rows: title of each row, and the directory with its `results.json`.
+    columns: title of each column, the path of its value in the results, with
+      slashes, and its format; "-" stands where results have no such value.
+  """
+  titles = [title for title, _, _ in columns]
+  first = max(len(title) for title, _ in rows)
+  widths = [max(len(title), 8) for title in titles]
+  lines = [
+    " " * first
+    + "".join(
+      f"  {title:>{width}}"
+      for title, width in zip(titles, widths, strict=True)
+    )
+  ]
+  for title, name in rows:
+    path = pathlib.Path(workdir) / name / "results.json"
+    results = json.loads(path.read_text(encoding="utf-8"))
+    cells = [
+      f"  {_cell(_value(results, where), layout):>{width}}"
+      for (_, where, layout), width in zip(columns, widths, strict=True)
+    ]
+    lines.append(f"{title:<{first}}" + "".join(cells))
+  return "\n".join(lines)
+
+
+def _value(results: Mapping[str, Any], path: str) -> float | int | None:
+  """What stands at a path of keys, themselves perhaps with slashes in them."""
+  if path in results:
+    value = results[path]
+    return None if isinstance(value, Mapping) else value
+  for key, inner in results.items():
+    if path.startswith(f"{key}/") and isinstance(inner, Mapping):
+      value = _value(inner, path[len(key) + 1 :])
+      if value is not None:
+        return value
+  return None
 
 
 def _cell(value: float | int | None, layout: str) -> str:

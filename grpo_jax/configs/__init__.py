@@ -15,13 +15,14 @@ from grpo_jax.configs.checks import (
   parse_arg,
 )
 from grpo_jax.configs.flags import parse_flags
-from grpo_jax.configs.stages import evaluate, export, pretrain, rl
+from grpo_jax.configs.stages import chain, evaluate, export, pretrain, rl
 
 __all__ = [
   "ConfigError",
   "Section",
   "built_in_evaluation",
   "built_in_rl",
+  "chain",
   "check_fields",
   "check_section",
   "evaluate",

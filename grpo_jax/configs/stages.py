@@ -141,3 +141,15 @@ def export() -> config_dict.ConfigDict:
   # Of a run that trained adapters: these alone, in PEFT's format.
   c.adapters_only = False
   return c
+
+
+def chain() -> config_dict.ConfigDict:
+  """Stages in a row: `steps` by name, each the config of its stage."""
+  c = config_dict.ConfigDict()
+  c.stage = "chain"
+  # Names of steps; each step's run goes to a directory of its name.
+  c.order = ()
+  c.steps = config_dict.ConfigDict()
+  # What `report.results_table` reads: rows (title, step), and columns.
+  c.table = dict(rows=(), columns=())
+  return c
