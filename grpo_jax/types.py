@@ -8,7 +8,8 @@ Shapes of fields stand in comments and are not checked when a record is made:
 records are trees, which are also stacked, cut, and filled with shardings.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -33,6 +34,19 @@ class Problem(NamedTuple):
   source: str
   prompt: str
   details: str = ""
+
+
+class Example(NamedTuple):
+  """A conversation to learn from; host text, never on a device.
+
+  Attributes:
+    messages: each a mapping with `role` and `content`, and what else a chat
+      template reads; one at least is the assistant's.
+    source: the dataset's name.
+  """
+
+  messages: tuple[Mapping[str, Any], ...]
+  source: str
 
 
 @flax.struct.dataclass

@@ -24,11 +24,13 @@ from grpo_jax import configs
 from grpo_jax.data import (
   aime,
   countdown,
+  examples,
   gsm8k,
   gym_problems,
   math_problems,
   mgsm,
   miniature,
+  mixtures,
   programs,
   prompts,
   recipes,
@@ -36,14 +38,14 @@ from grpo_jax.data import (
   tasks,
   user_files,
 )
-from grpo_jax.types import Problem
+from grpo_jax.types import Example, Problem
 
 _IN_MEMORY = 1 << 28  # Bytes; one read from a file costs about 0.4 ms.
 
 
 def load(
   name: str, split: str, *, data_dir: str | os.PathLike[str], **options: Any
-) -> Sequence[Problem] | Sequence[str]:
+) -> Sequence[Problem] | Sequence[Example] | Sequence[str]:
   """One split of a dataset, prepared first where that has not been done.
 
   Args:
@@ -53,7 +55,8 @@ def load(
     **options: keyword arguments of the dataset's function.
 
   Returns:
-    `Problem`s whose `prompt` is empty, or, for a corpus, texts; by index.
+    `Problem`s whose `prompt` is empty; for a corpus, texts; for conversations
+    to learn from, `Example`s; by index.
 
   Raises:
     ValueError: an unknown name, split or option; bad or missing records.
@@ -74,6 +77,14 @@ def load(
     if parameter.default is parameter.empty and option not in options:
       raise ValueError(f"Dataset {name} needs the option {option!r}.")
   recipe = make(**options)
+  if isinstance(recipe, mixtures.Mixture):
+    parts = recipe.parts.items()
+    return recipe.mix(
+      {
+        part: load(**{"split": split, **settings.data}, data_dir=data_dir)
+        for part, settings in parts
+      }
+    )
   builder = storage.prepare(lambda: _builder(name, recipe, os.fspath(data_dir)))
   if split not in builder.info.splits:
     raise ValueError(
@@ -111,15 +122,15 @@ class _Records(Sequence):
   def __len__(self) -> int:
     return len(self._source)
 
-  def __getitem__(self, index: int) -> Problem | str:
+  def __getitem__(self, index: int) -> Problem | Example | str:
     if not -len(self) <= index < len(self):
       raise IndexError(f"{index=} of {len(self)} records.")
     return self._convert(self._source[index % len(self)])
 
-  def read_all(self) -> list[Problem | str]:
+  def read_all(self) -> list[Problem | Example | str]:
     return list(map(self._convert, self._source.__getitems__(range(len(self)))))
 
-  def _convert(self, record: Mapping[str, bytes]) -> Problem | str:
+  def _convert(self, record: Mapping[str, bytes]) -> Problem | Example | str:
     texts = (record[field].decode() for field in self._recipe.fields)
     return self._recipe.convert(*texts)
 
@@ -248,7 +259,7 @@ def countdown_problems(
   )
 
 
-DATASETS: dict[str, Callable[..., recipes.Recipe]] = {
+DATASETS: dict[str, Callable[..., recipes.Recipe | mixtures.Mixture]] = {
   **{t: functools.partial(task_problems, t) for t in tasks.TASKS},
   **{f"{t}_corpus": functools.partial(task_corpus, t) for t in tasks.TASKS},
   "miniature_corpus": miniature.corpus,
@@ -263,5 +274,7 @@ DATASETS: dict[str, Callable[..., recipes.Recipe]] = {
   "humaneval": programs.humaneval,
   "mbpp": programs.mbpp,
   "aime": aime.problems,
+  "mixture": mixtures.mixture,
+  "records": examples.examples,
   "text": user_files.text_files,
 }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import tensorflow_datasets as tfds
 
-from grpo_jax.types import Problem
+from grpo_jax.types import Example, Problem
 
 Splits = Mapping[str, Iterator[Mapping[str, str]]]
 
@@ -29,7 +29,7 @@ class Recipe:
   origin: str
   fields: tuple[str, ...]
   splits: Callable[[tfds.download.DownloadManager], Splits]
-  convert: Callable[..., Problem | str]
+  convert: Callable[..., Problem | Example | str]
 
 
 def problem(source: str) -> Callable[[str, str], Problem]:

@@ -5,6 +5,7 @@ import io
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from grpo_jax.data import recipes, tasks
 
@@ -118,25 +119,37 @@ def read_jsonl(
   file: pathlib.Path, fields: tuple[str, ...]
 ) -> Iterator[tuple[int, dict[str, str]]]:
   """Line numbers, from 1, and the fields of each line as text."""
+  for number, record in read_objects(file):
+    yield number, _texts_of(record, fields, f"{file}, line {number}")
+
+
+def read_objects(
+  file: pathlib.Path,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Line numbers, from 1, and the JSON object of each line."""
   try:
     # utf-8-sig also takes files that begin with a byte order mark.
     with file.open(encoding="utf-8-sig") as lines:
       for number, line in enumerate(lines, start=1):
         if line.strip():
-          yield number, _fields_of(line, fields, f"{file}, line {number}")
+          yield number, _object(line, f"{file}, line {number}")
   except UnicodeDecodeError as error:
     raise ValueError(f"{file} is not UTF-8 text: {error}.") from error
 
 
-def _fields_of(
-  line: str, fields: tuple[str, ...], where: str
-) -> dict[str, str]:
+def _object(line: str, where: str) -> dict[str, Any]:
   try:
     record = json.loads(line)
   except json.JSONDecodeError as error:
     raise ValueError(f"{where}: no valid JSON ({error}).") from error
   if not isinstance(record, dict):
     raise ValueError(f"{where}: a JSON object is needed, not {line.strip()!r}.")
+  return record
+
+
+def _texts_of(
+  record: dict[str, Any], fields: tuple[str, ...], where: str
+) -> dict[str, str]:
   texts = {}
   for field in fields:
     if field not in record:
