@@ -13,11 +13,12 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from grpo_jax import allocator, configs
-from grpo_jax.stages import evaluate, export, pretrain, rl
+from grpo_jax.stages import evaluate, export, pretrain, rl, sft
 
 STAGES = {
   "pretrain": pretrain.run,
   "rl": rl.run,
+  "sft": sft.run,
   "evaluate": evaluate.run,
   "export": export.run,
 }

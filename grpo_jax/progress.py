@@ -38,7 +38,8 @@ TEXT_COLUMNS = (
 )
 
 
-def _print(line: str) -> None:
+def say(line: str) -> None:
+  """Prints a line at once, on the first process alone."""
   if jax.process_index() == 0:
     print(line, flush=True)
 
@@ -63,7 +64,7 @@ class Progress:
     columns: Sequence[Column] = RL_COLUMNS,
     *,
     header_every: int = 20,
-    out: Callable[[str], Any] = _print,
+    out: Callable[[str], Any] = say,
     clock: Callable[[], float] = time.monotonic,
   ):
     self._total_steps = total_steps

@@ -3,6 +3,7 @@
 from grpo_jax.configs.built_in import (
   built_in_evaluation,
   built_in_rl,
+  built_in_sft,
   miniature_base,
 )
 from grpo_jax.configs.checks import (
@@ -13,15 +14,17 @@ from grpo_jax.configs.checks import (
   made_by,
   nearest,
   parse_arg,
+  run_behind,
 )
 from grpo_jax.configs.flags import parse_flags
-from grpo_jax.configs.stages import chain, evaluate, export, pretrain, rl
+from grpo_jax.configs.stages import chain, evaluate, export, pretrain, rl, sft
 
 __all__ = [
   "ConfigError",
   "Section",
   "built_in_evaluation",
   "built_in_rl",
+  "built_in_sft",
   "chain",
   "check_fields",
   "check_section",
@@ -34,4 +37,6 @@ __all__ = [
   "parse_flags",
   "pretrain",
   "rl",
+  "run_behind",
+  "sft",
 ]

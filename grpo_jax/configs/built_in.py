@@ -29,6 +29,19 @@ def built_in_rl() -> config_dict.ConfigDict:
   return c
 
 
+def built_in_sft() -> config_dict.ConfigDict:
+  """The sft stage on conversations about pair_sum, for a built-in base."""
+  c = stages.sft()
+  c.model = dict(dtype="float32", remat="none", head_chunk=2048)
+  c.prompts.template = "plain"
+  c.batch = dict(num_rows=16, row_length=128, num_microbatches=1)
+  c.optimizer.learning_rate = 3e-4
+  c.evaluate = built_in_evaluation()
+  c.evaluate.every = 0
+  c.log_every = 5
+  return c
+
+
 def miniature_base() -> config_dict.ConfigDict:
   """The pretrain stage for the base that the recipe in miniature starts from.
 

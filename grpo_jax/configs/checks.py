@@ -180,15 +180,20 @@ def made_by(path: str | os.PathLike) -> str:
   Runs go to runs/NAME or runs/NAME-ARGUMENT by default, after the experiment
   experiments/NAME.py[:ARGUMENT].
   """
+  return run_behind(path) or (
+    f"python -m grpo_jax.main --config=experiments/pretrain.py --workdir={path}"
+  )
+
+
+def run_behind(path: str | os.PathLike) -> str | None:
+  """The command of the run in whose default directory a path is, if in any."""
   for part in reversed(pathlib.Path(path).parts):
     name, _, argument = part.partition("-")
     file = pathlib.Path("experiments") / f"{name}.py"
     if file.is_file():
       config = f"{file}:{argument}" if argument else str(file)
       return f"python -m grpo_jax.main --config={config}"
-  return (
-    f"python -m grpo_jax.main --config=experiments/pretrain.py --workdir={path}"
-  )
+  return None
 
 
 def check_names(

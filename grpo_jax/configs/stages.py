@@ -119,6 +119,35 @@ def rl() -> config_dict.ConfigDict:
   return c
 
 
+def sft() -> config_dict.ConfigDict:
+  """The sft stage, as DeepSeek-R1 trains its base: two epochs."""
+  c = _common("sft")
+  # The directory of the model to start from: of a run, or of Hugging Face.
+  c.source = ""
+  # How the source's model is computed, not what it is.
+  c.model = dict(dtype="bfloat16", remat="full", head_chunk=2048)
+  # As in `rl`.
+  c.lora = rl().lora
+  # What `data.datasets.load` reads: conversations.
+  c.data = dict(name="records", split="train")
+  c.prompts = dict(template="chat")
+  c.num_epochs = 2
+  # Ends earlier where this is not 0; the learning rate falls by then.
+  c.max_steps = 0
+  # Conversations longer than a row are left out.
+  c.batch = dict(num_rows=64, row_length=32_768, num_microbatches=8)
+  c.optimizer = _optimizer(1e-5) | dict(schedule="cosine", final_fraction=0.1)
+  # A sigmoid router's biases move by this towards an even load, per update.
+  c.router_bias_rate = 0.0
+  # Held-out problems before the first and after the last step, and every so
+  # many between them; None for no evaluation.
+  c.evaluate = rl().evaluate
+  c.evaluate.every = 0
+  c.log_every = 1
+  c.checkpoint = dict(every=100, keep=2)
+  return c
+
+
 def evaluate() -> config_dict.ConfigDict:
   """The evaluate stage: pass@1 of a run's newest checkpoint, or of a model."""
   c = _common("evaluate")

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from grpo_jax import configs
 from grpo_jax.data import recipes, records, user_files
 from grpo_jax.types import Example
 
@@ -25,9 +26,12 @@ def examples(*, path: str, source: str = "records") -> recipes.Recipe:
   """
   root = pathlib.Path(path)
   file = root / records.RECORDS if records.is_dataset(root) else root
-  if root.is_dir() and file == root:
+  if not file.is_file():
+    command = configs.run_behind(path)
+    todo = f"run `{command}` first" if command else "give another path"
     raise FileNotFoundError(
-      f"{path} holds no dataset of a stage ({records.PROVENANCE})."
+      f"No conversations in {path!r}, neither a file nor a dataset that a stage"
+      f" wrote; {todo}."
     )
 
   def texts() -> Iterator[Mapping[str, str]]:
@@ -75,6 +79,8 @@ def _text(record: dict[str, Any], names: tuple[str, ...], where: str) -> str:
       value = record[name]
       if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{where}: {name!r} must be text, not {value!r}.")
+      if not str(value):
+        raise ValueError(f"{where}: {name!r} is empty.")
       return str(value)
   present = ", ".join(map(repr, record)) or "none"
   raise ValueError(

@@ -35,6 +35,8 @@ class HuggingFaceTokenizer:
     bos_id: begins every sequence; None if the directory wants none.
     eos_ids: tokens that end a sequence: the tokenizer's, then the generation
       config's.
+    unknown_id: stands for what the vocabulary cannot write; None if nothing
+      does.
     special_tokens: text of each role, for chat templates.
     chat_template: a jinja template of conversations, or None.
   """
@@ -84,6 +86,8 @@ class HuggingFaceTokenizer:
     self.bos_id: int | None = self._find_bos(tokens, settings.adds_bos)
     pad = model.token_to_id(tokens.get("pad_token", ""))
     self.pad_id: int = self.eos_ids[0] if pad is None else pad
+    unknown = getattr(model.model, "unk_token", None)
+    self.unknown_id: int | None = model.token_to_id(unknown or "")
     self.vocab_size: int = 1 + max(model.get_vocab().values())
     self.special_tokens = tokens
     self.chat_template = settings.chat_template

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from grpo_jax import configs
+
 _AMOUNTS = "count", "weight"
 
 
@@ -22,9 +24,9 @@ class Part:
     weight: its share of an epoch, relative to the other weights.
   """
 
-  data: Mapping[str, Any]
+  data: configs.Section
   count: int | None = None
-  weight: float | None = None
+  weight: int | float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +79,7 @@ class Mixture:
     return counts
 
 
-def mixture(
-  *, parts: Mapping[str, Mapping[str, Any]], seed: int = 0
-) -> Mixture:
+def mixture(*, parts: configs.Section, seed: int = 0) -> Mixture:
   """Several datasets of one type.
 
   With counts, an epoch has exactly that many records of each part: all of them
@@ -103,7 +103,7 @@ def mixture(
   return Mixture({name: Part(**part) for name, part in parts.items()}, seed)
 
 
-def _check(name: str, part: Mapping[str, Any]) -> None:
+def _check(name: str, part: configs.Section) -> None:
   given = [amount for amount in _AMOUNTS if amount in part]
   if "data" not in part or len(given) != 1 or len(part) != 2:
     raise ValueError(

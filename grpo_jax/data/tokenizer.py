@@ -34,6 +34,7 @@ class SentencePieceTokenizer:
       model without one pads with its end of sequence.
     bos_id: begins every sequence; None if the model has none.
     eos_ids: tokens that end a sequence.
+    unknown_id: stands for what the vocabulary cannot write.
     special_tokens: text of each role, for chat templates.
     chat_template: a jinja template of conversations, or None.
   """
@@ -71,6 +72,7 @@ class SentencePieceTokenizer:
     wanted = bos >= 0 and settings.adds_bos is not False
     self.bos_id: int | None = bos if wanted else None
     self.eos_ids: tuple[int, ...] = tuple(stop)
+    self.unknown_id: int | None = self._model.unk_id()
     self.pad_id: int = pad if pad >= 0 else eos
     roles = {"bos_token": bos, "eos_token": eos, "pad_token": pad}
     self.special_tokens = {
@@ -129,6 +131,7 @@ class ByteTokenizer:
     pad_id: fills empty slots.
     bos_id: begins every sequence.
     eos_ids: tokens that end a sequence.
+    unknown_id: None, for bytes write everything.
     special_tokens: text of each role, for chat templates.
     chat_template: a jinja template of conversations, or None.
   """
@@ -148,6 +151,7 @@ class ByteTokenizer:
     self.pad_id = 0
     self.bos_id: int | None = 1
     self.eos_ids: tuple[int, ...] = (2,)
+    self.unknown_id: int | None = None
     first = self._FIRST_BYTE + 256
     self.vocab_size = first + len(self._symbols)
     self.special_tokens = {"bos_token": "<s>", "eos_token": "</s>"}

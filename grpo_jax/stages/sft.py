@@ -1,0 +1,192 @@
+"""Supervised fine-tuning: the cold start, the SFT of R1, distilled text.
+
+B rows of packed conversations, T positions.
+"""
+
+import functools
+import pathlib
+
+import jax
+from ml_collections import ConfigDict
+
+from grpo_jax import (
+  checkpoint,
+  configs,
+  optimizer,
+  progress,
+  report,
+  sharding,
+  training,
+)
+from grpo_jax.data import conversations, datasets, prompts, tokenizer
+from grpo_jax.models import lora, moe
+from grpo_jax.models.params import Params
+from grpo_jax.sampling import decode
+from grpo_jax.stages import evaluate, pretrain
+from grpo_jax.step import make_update
+
+# What a random number is for.
+_ADAPTERS, _EVALUATE = 0, 1
+_PANELS = (report.Panel("Loss, nats per token", "loss"), *report.PANELS)
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
+  """Trains on conversations; returns whether it got to its last step.
+
+  Raises:
+    ValueError: a field of the config is unknown or does not fit the others, or
+      the tokenizer does not fit the conversations.
+    FileNotFoundError: there is no model to start from, or no dataset.
+  """
+  check(config)
+  mesh = sharding.make_mesh(config.mesh)
+  jax.set_mesh(mesh)
+  rows = sharding.split_rows(mesh, config.batch.num_rows)[:1]
+  template = prompts.read_template(config.prompts.template, chat_too=True)
+  data_dir = pathlib.Path(config.data_dir).expanduser()
+  examples = datasets.load(**config.data, data_dir=data_dir)
+  tok = tokenizer.load(checkpoint.tokenizer_directory(config.source))
+  batches = conversations.ConversationSource(
+    examples,
+    tok,
+    template,
+    num_rows=config.batch.num_rows,
+    row_length=config.batch.row_length,
+    num_epochs=config.num_epochs,
+    seed=config.seed,
+    tell=progress.say,
+  )
+  total_steps = min(batches.num_steps, config.max_steps or batches.num_steps)
+  tx, learning_rate = optimizer.make_optimizer(total_steps, **config.optimizer)
+  questions = None
+  if config.evaluate:
+    questions = evaluate.make_questions(
+      config.evaluate, tok, template, data_dir
+    )
+  cfg = checkpoint.read_model(config.source, **config.model)
+  moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)
+  if training.is_finished(workdir, total_steps):
+    checkpoint.claim(workdir, config.to_dict())
+    print(f"{workdir} already holds all {total_steps} steps.")
+    return True
+
+  settings = lora.LoraConfig(**config.lora)
+  root_key = jax.random.key(config.seed)
+
+  def load() -> Params:
+    return checkpoint.load_policy(
+      config.source, mesh, frozen=settings.rank > 0, **config.model
+    )[1]
+
+  # Where all is trained, the source is loaded when a run begins and not kept.
+  base = load() if settings.rank else None
+  trainable = lora.trainable(cfg, base, settings)
+  # Last of what can refuse a config, so that a refusal leaves nothing behind.
+  checkpoint.claim(workdir, config.to_dict())
+  tok.save(workdir / "tokenizer")
+  checkpoint.save_model(workdir, cfg)
+  if settings.rank:
+    checkpoint.save_lora(workdir, settings, config.source)
+
+  def start() -> Params:
+    if base is None:
+      return load()
+    key = jax.random.fold_in(root_key, _ADAPTERS)
+    return trainable.start(key, base, mesh)
+
+  def held_out(part: Params) -> training.Evaluations:
+    results, _, _ = evaluate.evaluate(
+      trainable.policy(part),
+      cfg,
+      tok,
+      questions,
+      jax.random.fold_in(root_key, _EVALUATE),
+      mesh,
+    )
+    print(f"Held out: {evaluate.summary(results)}")
+    return {config.evaluate.data.name: results}
+
+  print(_summary(batches, config))
+  trained = training.train(
+    workdir,
+    mesh,
+    specs=trainable.specs,
+    start=start,
+    tx=tx,
+    learning_rate=learning_rate,
+    update=make_update(
+      trainable.loss(functools.partial(pretrain.loss_fn, cfg=cfg)),
+      tx,
+      num_microbatches=config.batch.num_microbatches,
+      router_bias_rate=config.router_bias_rate,
+    ),
+    batches=training.ByStep(batches),
+    rows=rows,
+    num_tokens=training.text_tokens,
+    total_steps=total_steps,
+    log_every=config.log_every,
+    checkpoint_every=config.checkpoint.every,
+    keep=config.checkpoint.keep,
+    frozen=trainable.frozen,
+    evaluate=held_out if questions else None,
+    evaluate_every=config.evaluate.every if questions else 0,
+  )
+  if not trained.finished:
+    print("Stopped; the same command goes on from there.")
+    return False
+  report.write_report(workdir, panels=_PANELS)
+  print(report.compare(workdir))
+  return True
+
+
+def _summary(
+  batches: conversations.ConversationSource, config: ConfigDict
+) -> str:
+  """Returns what is learned from, and what is not, as one line of text."""
+  text = (
+    f"{batches.num_kept:,} conversations of {batches.num_tokens:,} tokens,"
+    f" {batches.num_learned:,} of them learned; {config.num_epochs} epochs in"
+    f" {batches.num_steps:,} steps."
+  )
+  if batches.num_too_long:
+    text += (
+      f" Left out because longer than {config.batch.row_length} tokens:"
+      f" {batches.num_too_long:,} conversations."
+    )
+  return text
+
+
+def check(config: ConfigDict) -> None:
+  """Raises an error of one sentence if the config cannot be run.
+
+  Raises:
+    ValueError: a field is unknown or does not fit the others.
+    FileNotFoundError: `config.source` holds no checkpoint.
+  """
+  free = ("data", "optimizer", "lora", "sampling")
+  if config.evaluate is None:
+    free += ("evaluate",)
+  configs.check_fields(config, configs.sft(), free=free)
+  configs.check_section(
+    "optimizer", config.optimizer, optimizer.make_optimizer, ("total_updates",)
+  )
+  configs.check_section("lora", config.lora, lora.LoraConfig)
+  if config.evaluate:
+    section = config.evaluate.sampling
+    configs.check_section("evaluate.sampling", section, decode.SamplingParams)
+    decode.SamplingParams(**section)
+  if config.lora.rank and config.router_bias_rate:
+    raise ValueError(
+      f"config.router_bias_rate={config.router_bias_rate} moves the router of a"
+      " model that config.lora.rank freezes; set one of them to 0."
+    )
+  checkpoint.require_source(config.source)
+  if config.max_steps < 0:
+    raise ValueError(
+      f"config.max_steps={config.max_steps} must not be negative."
+    )
+  rows, pieces = config.batch.num_rows, config.batch.num_microbatches
+  if rows % pieces:
+    raise ValueError(
+      f"config.batch.num_rows={rows} must divide by num_microbatches={pieces}."
+    )
