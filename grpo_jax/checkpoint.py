@@ -184,6 +184,15 @@ def require_source(path: str | os.PathLike, field: str = "source") -> None:
     )
 
 
+def source_step(source: str | os.PathLike) -> int:
+  """Returns the step of a run's newest checkpoint; 0 for Hugging Face's.
+
+  Raises:
+    FileNotFoundError: the directory holds no finished checkpoint.
+  """
+  return 0 if hf.is_checkpoint(source) else _newest(source)[1]
+
+
 def tokenizer_directory(source: str | os.PathLike) -> pathlib.Path:
   """Returns where the tokenizer of a source is."""
   source = pathlib.Path(source)

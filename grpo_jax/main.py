@@ -13,14 +13,22 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from grpo_jax import allocator, configs
-from grpo_jax.stages import evaluate, export, pretrain, rl, sft
+from grpo_jax.stages import (
+  evaluate,
+  export,
+  pretrain,
+  rejection,
+  rl,
+  sft,
+)
 
 STAGES = {
-  "pretrain": pretrain.run,
-  "rl": rl.run,
-  "sft": sft.run,
   "evaluate": evaluate.run,
   "export": export.run,
+  "pretrain": pretrain.run,
+  "rejection": rejection.run,
+  "rl": rl.run,
+  "sft": sft.run,
 }
 
 _CONFIG = config_flags.DEFINE_config_file(

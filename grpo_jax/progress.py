@@ -158,18 +158,22 @@ def render(
   for row in rows:
     terms = ", ".join(f"{k} {v[row]:g}" for k, v in scores.terms.items())
     reward = f"{scores.rewards[row]:g}" if scores.valid[row] else "none"
-    text = completions[row]
-    if len(text) > max_characters:
-      half = max_characters // 2
-      text = f"{text[:half]}\n[...]\n{text[-half:]}"
-    text = "".join(c if _printable(c) else "\ufffd" for c in text)
     problem = problems[row]
     answer = problem.answer.rpartition("####")[2].strip()
     blocks.append(
       f"question: {problem.question}\nreference: {answer}\n"
-      f"reward: {reward} ({terms})\n{textwrap.indent(text, '  | ')}"
+      f"reward: {reward} ({terms})\n{quote(completions[row], max_characters)}"
     )
   return "\n\n".join(blocks)
+
+
+def quote(text: str, max_characters: int = 2000) -> str:
+  """A text to print, marked at the left; the middle of a long one left out."""
+  if len(text) > max_characters:
+    half = max_characters // 2
+    text = f"{text[:half]}\n[...]\n{text[-half:]}"
+  text = "".join(c if _printable(c) else "\ufffd" for c in text)
+  return textwrap.indent(text, "  | ")
 
 
 def _printable(character: str) -> bool:

@@ -214,8 +214,7 @@ def results_table(
   lines = [
     " " * first
     + "".join(
-      f"  {title:>{width}}"
-      for title, width in zip(titles, widths, strict=True)
+      f"  {title:>{width}}" for title, width in zip(titles, widths, strict=True)
     )
   ]
   for title, name in rows:

@@ -3,6 +3,7 @@
 from grpo_jax.configs.built_in import (
   built_in_evaluation,
   built_in_rl,
+  built_in_sampling,
   built_in_sft,
   miniature_base,
 )
@@ -10,24 +11,39 @@ from grpo_jax.configs.checks import (
   ConfigError,
   Section,
   check_fields,
+  check_names,
   check_section,
   made_by,
   nearest,
   parse_arg,
   run_behind,
 )
-from grpo_jax.configs.flags import parse_flags
-from grpo_jax.configs.stages import chain, evaluate, export, pretrain, rl, sft
+from grpo_jax.configs.flags import (
+  parse_flags,
+)
+from grpo_jax.configs.stages import (
+  chain,
+  collect,
+  evaluate,
+  export,
+  pretrain,
+  rejection,
+  rl,
+  sft,
+)
 
 __all__ = [
   "ConfigError",
   "Section",
   "built_in_evaluation",
   "built_in_rl",
+  "built_in_sampling",
   "built_in_sft",
   "chain",
   "check_fields",
+  "check_names",
   "check_section",
+  "collect",
   "evaluate",
   "export",
   "made_by",
@@ -36,6 +52,7 @@ __all__ = [
   "parse_arg",
   "parse_flags",
   "pretrain",
+  "rejection",
   "rl",
   "run_behind",
   "sft",

@@ -75,3 +75,15 @@ def built_in_evaluation() -> config_dict.ConfigDict:
       ),
     )
   )
+
+
+def built_in_sampling(c: config_dict.ConfigDict) -> None:
+  """Sets a config of the rejection stage to ask pair_sum problems."""
+  c.model = dict(dtype="float32")
+  c.data = dict(name="pair_sum", split="train")
+  c.decontaminate.tests = dict(pair_sum=dict(name="pair_sum", split="test"))
+  c.prompts_per_batch = 128
+  c.sampling.update(max_new_tokens=88, cache_chunk=44)
+  # "just a guess" has three words, a sum and its verdict five.
+  c.filters.brief = dict(least=5)
+  c.filters.mixed_language = dict(language="en", least=0.95, among=("en", "zh"))

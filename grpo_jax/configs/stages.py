@@ -182,3 +182,66 @@ def chain() -> config_dict.ConfigDict:
   # What `report.results_table` reads: rows (title, step), and columns.
   c.table = dict(rows=(), columns=())
   return c
+
+
+def rejection() -> config_dict.ConfigDict:
+  """The rejection stage: a dataset of what a policy does well.
+
+  DeepSeek-R1 keeps about 600k right and readable completions of reasoning
+  prompts, arXiv 2501.12948 section 2.3.3.
+  """
+  c = _common("rejection")
+  c.model = dict(dtype="bfloat16")
+  c.data = dict(name="gsm8k", split="train")
+  # Questions and completions that have so many words in a row in common with a
+  # question of a test set are left out. `tests`: what `datasets.load` reads, by
+  # names of one's own.
+  c.decontaminate = dict(ngram=10, tests=dict())
+  # How problems are asked, and of which model: what `stages.rejection.Way`
+  # reads, by names of one's own.
+  c.ways = dict(sampled=dict(source=""))
+  c.prompts_per_batch = 64
+  c.sampling = dict(
+    group_size=4,
+    max_new_tokens=32_768,
+    temperature=1.0,
+    top_p=0.95,
+    cache_chunk=4096,
+  )
+  # Terms as in training, without their weights, and the least score of each.
+  c.rewards = dict(accuracy=1.0)
+  c.keep = dict(accuracy=1.0)
+  # What `data.filters` reads: True, False, or the filter's options.
+  c.filters = dict(
+    truncated=True,
+    unreadable=True,
+    bad_format=True,
+    mixed_language=dict(language="en", least=0.95),
+    long_paragraph=dict(most=1500),
+    code_block=True,
+    duplicate=True,
+    near_duplicate=dict(n=5, most=0.8),
+  )
+  # Of all that is kept of one question; 0 for no limit.
+  c.max_per_prompt = 0
+  return c
+
+
+def collect() -> config_dict.ConfigDict:
+  """The rejection stage as it makes cold-start data, in the paper's three ways.
+
+  DeepSeek-R1, arXiv 2501.12948 section 2.3.1. The source of each way is the
+  experiment's to say: a base model, a base or another model that follows
+  instructions, and R1-Zero.
+  """
+  c = rejection()
+  c.ways = dict(
+    few_shot=dict(source="", shots="word_problems", num_shots=2),
+    detailed=dict(source="", message="detailed"),
+    zero=dict(source="", rewrite=dict(retag=True)),
+  )
+  for way in c.ways.values():
+    way.prompt_slots = 1024
+  c.filters.brief = dict(least=50)  # A chain of thought, and no guess.
+  c.max_per_prompt = 1
+  return c

@@ -4,6 +4,7 @@ P prompts, S prompt slots.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -26,9 +27,28 @@ TEMPLATES = {
     " here </think> <answer> answer here </answer>. User: {question}."
     " Assistant:"
   ),
+  # The same, with the thinking begun: no answer before a thought.
+  "plain_thinking": "User: {question}\nAssistant:<think>",
   # The question alone, for a policy whose problems are whole prompts.
   "bare": "{question}",
+  # What a user says to a policy that follows instructions, so that it shows
+  # its work: `config.ways` of the rejection stage.
+  "detailed": (
+    "{question}\n\nAnswer in detail. First think between <think> and </think>,"
+    " in short paragraphs and in the language of the question: restate what is"
+    " asked, plan, and work step by step. Reflect as you go: where a step looks"
+    " wrong, say so, go back and try another way. Before you answer, verify the"
+    " result, by another method where there is one. Then give the answer, and"
+    " nothing else, between <answer> and </answer>."
+  ),
 }
+
+
+class Shot(NamedTuple):
+  """A worked example: a question and the completion that answers it."""
+
+  question: str
+  completion: str
 
 
 # In place of a template: the question is one message under the tokenizer's own
@@ -69,11 +89,24 @@ def fill(template: str, problem: Problem) -> Problem:
   )
 
 
+def next_turn(template: str) -> str:
+  """How the next question would begin: "User:" in `plain`.
+
+  A base model that has answered may go on with it. It is the word before the
+  question; empty where there is none, as under `CHAT`, whose turns end with a
+  token of their own.
+  """
+  before = template.partition("{question}")[0] if template != CHAT else ""
+  return before.split()[-1] if before.strip() else ""
+
+
 def ask(
   problems: Sequence[Problem],
   template: str,
   tokenizer: tokenizers.Tokenizer,
   slots: int,
+  *,
+  shots: Sequence[Shot] = (),
 ) -> tuple[list[Problem], list[np.ndarray]]:
   """The problems with their prompts, and the ids of each prompt.
 
@@ -82,19 +115,34 @@ def ask(
     template: what `read_template` returned.
     tokenizer: of the policy.
     slots: S, how many tokens a prompt may have.
+    shots: worked examples, each a turn before the question.
 
   Raises:
     ValueError: a prompt is longer than its slots, or empty; or `CHAT` is asked
       for and the tokenizer has no chat template.
   """
   if template != CHAT:
+    # A template that opens the thinking does so for the examples too.
+    opened = "<think>" if template.rstrip().endswith("<think>") else ""
+    turns = "".join(
+      template.replace("{question}", shot.question)
+      + shot.completion.removeprefix(opened)
+      + "\n"
+      for shot in shots
+    )
     filled = [fill(template, problem) for problem in problems]
+    filled = [p._replace(prompt=turns + p.prompt) for p in filled]
     texts = [problem.prompt for problem in filled]
     return filled, encode_prompts(texts, tokenizer, slots)
+  turns = []
+  for shot in shots:
+    turns.append({"role": "user", "content": shot.question})
+    turns.append({"role": "assistant", "content": shot.completion})
   filled, ids = [], []
   for problem in problems:
     message = {"role": "user", "content": problem.question}
-    text = chat.render(tokenizer, [message], add_generation_prompt=True)
+    messages = [*turns, message]
+    text = chat.render(tokenizer, messages, add_generation_prompt=True)
     filled.append(problem._replace(prompt=text))
     # The template itself writes what begins a sequence.
     ids.append(_checked(text, tokenizer.encode_chat(text)[0], slots))

@@ -8,6 +8,7 @@ token; ids that mean nothing are dropped by `decode`, which never raises: a
 policy may draw a slot of the padded vocabulary that no piece occupies.
 """
 
+import hashlib
 import io
 import json
 import re
@@ -344,6 +345,14 @@ def load(directory: epath.PathLike) -> Tokenizer:
     f"No tokenizer in {directory}: neither {_JSON_FILE} nor {_MODEL_FILE} nor"
     f" {' with '.join(_MERGES_FILES)}."
   )
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+  """A short name for what each id means and which end a sequence."""
+  digest = hashlib.blake2b(str(tokenizer.eos_ids).encode(), digest_size=8)
+  for i in range(tokenizer.vocab_size):
+    digest.update(tokenizer.piece(i).encode("utf-8", "replace") + b"\0")
+  return digest.hexdigest()
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
