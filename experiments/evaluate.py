@@ -1,19 +1,118 @@
-"""pass@1 of the newest checkpoint of a run, on a task's held-out problems.
+r"""What a checkpoint can do: pass@k, majority votes, greedy, and limitations.
 
-  python -m grpo_jax.main --config=experiments/evaluate.py:runs/r1_zero
+  python -m grpo_jax.main --config=experiments/evaluate.py:source=runs/r1_zero
 
-prints the results as JSON under two completions. 4 samples per problem at
-temperature 0.6 and top-p 0.95, as in the paper; any of these is a field, such
-as `--config.evaluate.sampling.group_size=64`.
+samples 4 completions a problem at temperature 0.6 and top-p 0.95, as in the
+paper, and one at temperature 0, and prints a table with 95 % intervals;
+`results.json`, `results.md` and `samples.jsonl` are in its directory. Any of
+these is a field, such as `--config.evaluate.sampling.group_size=64`.
+
+Words after the colon choose datasets, by default the built-in task; several
+come in one table:
+
+  gsm8k, math500, mgsm, humaneval, mbpp   from $GRPO_JAX_DATA (GSM8K may also
+                                          be downloaded); mgsm is in five
+                                          languages, with the share of the
+                                          thoughts in them
+  aime=FILE    JSON lines with `problem` and `answer`; 64 samples a problem
+  jsonl=FILE   JSON lines with `question` and `answer`, graded as mathematics
+  base=DIR     also the loss on held-out text (forgetting), here and in the
+               model in DIR; with the built-in task
+  against=DIR  also how often completions earn more than those of the model in
+               DIR, on the first of the datasets
+
+  python -m grpo_jax.main \
+    --config=experiments/evaluate.py:gsm8k,math500,source=checkpoints/qwen2.5-7b
+
+RESULT
 """
 
 from grpo_jax import configs
 
+LANGUAGES = ("en", "zh", "de", "fr", "ja")
+
 
 def get_config(arg=None):
+  arg = configs.parse_arg(
+    arg,
+    built_in=False,
+    gsm8k=False,
+    math500=False,
+    mgsm=False,
+    humaneval=False,
+    mbpp=False,
+    aime="",
+    jsonl="",
+    source="runs/r1_zero",
+    base="",
+    against="",
+  )
   c = configs.evaluate()
-  c.source = arg or "runs/r1_zero"
+  c.source = arg.source
+  chosen = real_datasets(arg)
+  c.datasets = chosen or {}
+  if arg.built_in or not chosen:
+    built_in(c, arg.base)
+  if arg.mgsm:
+    names = {f"mgsm_{language}": language for language in LANGUAGES}
+    c.probes.languages = dict(datasets=names)
+  if arg.against:
+    first = next(iter(c.datasets.values()))
+    c.against = first.to_dict() | dict(
+      source=arg.against, rewards=c.evaluate.rewards.to_dict()
+    )
+  return c
+
+
+def built_in(c, base):
+  """The built-in task, with a base of minutes: short prompts in float32."""
   c.model = dict(dtype="float32")
   c.prompts = dict(template="plain")
-  c.evaluate = configs.built_in_evaluation()
-  return c
+  section = configs.built_in_evaluation()
+  c.datasets.pair_sum = dict(data=section.data)
+  del section.data
+  c.evaluate.update(section)
+  # Drawn with another seed than training's.
+  text = dict(name="pair_sum_corpus", split="train", size=500, seed=1)
+  c.probes.forgetting = dict(data=text, row_length=128, num_rows=32, base=base)
+  # Thoughts that try pairs until one fits, in the right form.
+  worked = dict(facts=0.0, direct=0.0, persistent=1.0, slips=0.0)
+  worked |= dict(bad_thinking=0.0, truncated=0.0)
+  c.probes.few_shot = dict(
+    dataset="pair_sum",
+    examples=text | dict(size=100, mix=worked),
+    num_examples=4,
+    prompt_slots=512,
+  )
+
+
+def real_datasets(arg):
+  """By name, how each of the published datasets is asked."""
+  datasets = {}
+  if arg.gsm8k:
+    datasets["gsm8k"] = dict(data=dict(name="gsm8k", split="test"))
+  if arg.math500:
+    datasets["math500"] = dict(
+      data=dict(name="math", split="test"), prompt_slots=1024
+    )
+  for language in LANGUAGES if arg.mgsm else ():
+    datasets[f"mgsm_{language}"] = dict(
+      data=dict(name="mgsm", split="test", language=language)
+    )
+  for name in ("humaneval", "mbpp"):
+    if getattr(arg, name):
+      datasets[name] = dict(
+        data=dict(name=name, split="test"), prompt_slots=2048
+      )
+  if arg.aime:
+    datasets["aime"] = dict(
+      data=dict(name="aime", split="test", path=arg.aime),
+      prompt_slots=1024,
+      sampling=dict(group_size=64),
+    )
+  if arg.jsonl:
+    datasets["jsonl"] = dict(
+      data=dict(name="jsonl", split="train", path=arg.jsonl, source="math"),
+      prompt_slots=1024,
+    )
+  return datasets

@@ -21,7 +21,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -174,6 +174,34 @@ def _finite(
   return {k: v if math.isfinite(v) else None for k, v in scalars.items()}
 
 
+def completion_records(
+  problems: Sequence[types.Problem],
+  completions: Sequence[str],
+  scores: combine.Scores,
+  lengths: Shaped[np.ndarray, " B"],
+  truncated: Bool[np.ndarray, " B"],
+) -> Iterator[dict[str, Any]]:
+  """Yields B records; lengths are in tokens, a missing reward is null."""
+  for row, (problem, completion) in enumerate(
+    zip(problems, completions, strict=True)
+  ):
+    yield {
+      "question": problem.question,
+      "answer": problem.answer,
+      "completion": completion,
+      "reward": _scalar(scores.rewards[row]) if scores.valid[row] else None,
+      "terms": _finite({k: _scalar(v[row]) for k, v in scores.terms.items()}),
+      # Of what terms log besides, such as outcomes, what is not 0.
+      "metrics": {
+        k: _scalar(v[row])
+        for k, v in scores.metrics.items()
+        if v[row] and not np.isnan(v[row])
+      },
+      "length": int(lengths[row]),
+      "truncated": bool(truncated[row]),
+    }
+
+
 class CompletionsLog:
   """Keeps every completion, with what it earned, in `completions.jsonl`.
 
@@ -195,42 +223,11 @@ class CompletionsLog:
     lengths: Shaped[np.ndarray, " B"],
     truncated: Bool[np.ndarray, " B"],
   ) -> None:
-    """Appends B lines; lengths are in tokens, a missing reward is null."""
-    self._lines.append(
-      *(
-        {
-          "step": int(step),
-          "question": problem.question,
-          "answer": problem.answer,
-          "completion": completion,
-          "reward": _scalar(reward) if valid else None,
-          "terms": _finite(
-            {k: _scalar(v[row]) for k, v in scores.terms.items()}
-          ),
-          # Of what terms log besides, such as outcomes, what is not 0.
-          "metrics": {
-            k: _scalar(v[row])
-            for k, v in scores.metrics.items()
-            if v[row] and not np.isnan(v[row])
-          },
-          "length": int(length),
-          "truncated": bool(cut),
-        }
-        for row, (problem, completion, reward, valid, length, cut) in (
-          enumerate(
-            zip(
-              problems,
-              completions,
-              scores.rewards,
-              scores.valid,
-              lengths,
-              truncated,
-              strict=True,
-            )
-          )
-        )
-      )
+    """Appends B lines, see `completion_records`."""
+    records = completion_records(
+      problems, completions, scores, lengths, truncated
     )
+    self._lines.append(*({"step": int(step)} | record for record in records))
 
   def close(self) -> None:
     """Closes the file."""

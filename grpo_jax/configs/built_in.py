@@ -73,6 +73,7 @@ def built_in_evaluation() -> config_dict.ConfigDict:
         top_p=0.95,
         cache_chunk=44,
       ),
+      rewards=dict(accuracy=1.0, format=1.0),
     )
   )
 

@@ -113,6 +113,7 @@ def rl() -> config_dict.ConfigDict:
       top_p=0.95,
       cache_chunk=4096,
     ),
+    rewards=dict(accuracy=1.0, format=1.0),
   )
   c.print_completions_every = 20
   c.checkpoint = dict(every=50, keep=2)
@@ -149,13 +150,22 @@ def sft() -> config_dict.ConfigDict:
 
 
 def evaluate() -> config_dict.ConfigDict:
-  """The evaluate stage: pass@1 of a run's newest checkpoint, or of a model."""
+  """The evaluate stage: what a run's newest checkpoint, or a model, can do."""
   c = _common("evaluate")
   c.source = ""
   c.model = dict(dtype="bfloat16")
   c.prompts = dict(template="r1_zero")
+  # How each of the datasets is asked, unless its section says otherwise.
   c.evaluate = rl().evaluate
-  del c.evaluate.every
+  del c.evaluate.every, c.evaluate.data
+  c.evaluate.greedy = True  # Each problem once more, at temperature 0.
+  # By a name of yours: `data`, and fields of `evaluate` that differ.
+  c.datasets = dict(gsm8k=dict(data=dict(name="gsm8k", split="test")))
+  # What `stages.evaluate.PROBES` has; none by default.
+  c.probes = config_dict.ConfigDict()
+  # Another model to win prompts against: `source`, `data`, `rewards`, and
+  # fields of `evaluate` that differ.
+  c.against = None
   return c
 
 

@@ -101,8 +101,15 @@ class _Pieces(grain.experimental.FlatMapTransform):
   length: int
 
   def flat_map(self, text: str) -> list[dict[str, np.ndarray]]:
-    bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_ids[0]
-    ids = [] if bos is None else [bos]
-    ids = np.asarray([*ids, *self.tokenizer.encode(text), eos], np.int32)
-    starts = range(0, len(ids), self.length)
-    return [{"tokens": ids[i : i + self.length]} for i in starts]
+    found = pieces(self.tokenizer, text, self.length)
+    return [{"tokens": piece} for piece in found]
+
+
+def pieces(
+  tokenizer: tokenizers.Tokenizer, text: str, length: int
+) -> list[np.ndarray]:
+  """Ids of a document, with bos and end of sequence, in pieces of a length."""
+  bos, eos = tokenizer.bos_id, tokenizer.eos_ids[0]
+  ids = [] if bos is None else [bos]
+  ids = np.asarray([*ids, *tokenizer.encode(text), eos], np.int32)
+  return [ids[i : i + length] for i in range(0, len(ids), length)]

@@ -14,6 +14,11 @@ from grpo_jax import types
 from grpo_jax.rewards import answer
 
 
+def is_possible(problems: Sequence[types.Problem]) -> bool:
+  """Whether all problems have answers that can agree; programs have none."""
+  return all(answer.compares(problem.source) for problem in problems)
+
+
 def wrong_votes(
   problems: Sequence[types.Problem],
   completions: Sequence[str],

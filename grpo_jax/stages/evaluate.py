@@ -1,13 +1,16 @@
 """Evaluation on held-out problems: sample k completions, score, average.
 
-`evaluate` is called inside loops; `run` is the stage that does it once for the
-newest checkpoint of another run. P prompts, k completions each.
+`evaluate` is called inside loops; `run` is the stage that evaluates the newest
+checkpoint of another run in every way there is, once. P prompts, k completions
+each.
 """
 
+import dataclasses
+import functools
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,27 +23,41 @@ from grpo_jax import (
   checkpoint,
   configs,
   generation,
-  metrics,
+  probes,
   progress,
   run_log,
   sharding,
 )
+from grpo_jax import results as results_lib
 from grpo_jax.data import datasets, prompts, tokenizer
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
-from grpo_jax.rewards import combine
+from grpo_jax.results import Answers
+from grpo_jax.rewards import answer, combine
 from grpo_jax.sampling import decode
 from grpo_jax.types import Problem
 
+REWARDS = {"accuracy": 1.0, "format": 1.0}
+
 
 class Questions(NamedTuple):
-  """Held-out problems, encoded, with how they are asked."""
+  """Held-out problems, encoded, with how they are asked.
+
+  Attributes:
+    problems: P of them, with their prompts.
+    encoded: ids of each prompt.
+    prompt_slots: tokens that a prompt may have.
+    prompts_per_batch: how many are asked at a time.
+    sampling: how completions are drawn, k for each problem.
+    rewards: what is measured of them, as in `config.rewards`.
+  """
 
   problems: list[Problem]
   encoded: list[np.ndarray]
   prompt_slots: int
   prompts_per_batch: int
   sampling: decode.SamplingParams
+  rewards: Mapping[str, Any] = REWARDS
 
 
 def make_questions(
@@ -48,30 +65,46 @@ def make_questions(
   tok: tokenizer.Tokenizer,
   template: str,
   data_dir: str | os.PathLike,
+  *,
+  examples: Sequence[str] = (),
 ) -> Questions:
   """Returns the problems that `config.evaluate` names.
 
   Args:
     section: `config.evaluate`: `data`, `num_problems` (its first ones; 0 for
-      all), `prompt_slots`, `prompts_per_batch` and `sampling`.
+      all), `prompt_slots`, `prompts_per_batch`, `sampling`, and `rewards`, by
+      default accuracy and format.
     tok: of the policy.
     template: what `prompts.read_template` returned.
     data_dir: where prepared datasets are kept.
+    examples: texts in front of each prompt; under a chat template in front of
+      the question.
 
   Raises:
     ValueError: a prompt is longer than its slots, or a dataset has no problems.
+    sandbox.IsolationError: programs are asked for that could not be run safely.
   """
   problems = datasets.load(**section["data"], data_dir=data_dir)
   count = min(section["num_problems"] or len(problems), len(problems))
   problems = [problems[i] for i in range(count)]
+  answer.check(problems)
   slots = section["prompt_slots"]
-  problems, encoded = prompts.ask(problems, template, tok, slots)
+  front = "".join(f"{text}\n\n" for text in examples)
+  if template == prompts.CHAT:
+    asked = [p._replace(question=front + p.question) for p in problems]
+  else:
+    asked, template = problems, front + template
+  asked, encoded = prompts.ask(asked, template, tok, slots)
   return Questions(
-    problems,
+    [
+      problem._replace(prompt=filled.prompt)
+      for problem, filled in zip(problems, asked, strict=True)
+    ],
     encoded,
     slots,
     min(section["prompts_per_batch"], len(problems)),
     decode.SamplingParams(**section["sampling"]),
+    section.get("rewards", REWARDS),
   )
 
 
@@ -85,14 +118,52 @@ def evaluate(
 ) -> tuple[dict[str, float], list[str], combine.Scores]:
   """Returns results, all P * k completions and their scores.
 
-  `pass@1` is the mean over the k completions of each problem and over problems
-  (DeepSeek-R1, arXiv 2501.12948, section 3); `pass@1_stderr` its standard error
-  over problems. Row p * k + i of the completions answers problem p.
+  For the results see `results.scalars`. Row p * k + i of the completions
+  answers problem p.
   """
-  batches = generation.generate(
-    params,
-    cfg,
-    tok,
+  answers = ask(Policy(params, cfg, tok), questions, key, mesh)
+  return results_lib.scalars(answers), answers.texts, answers.scores
+
+
+class Policy(NamedTuple):
+  """A model that is asked; `step` is that of its checkpoint."""
+
+  params: Params
+  cfg: ModelConfig
+  tok: tokenizer.Tokenizer
+  step: int = 0
+
+
+def load_policy(source: str, mesh: Mesh, **model: Any) -> Policy:
+  """Returns the newest checkpoint of a run, or a model of Hugging Face.
+
+  Args:
+    source: its directory.
+    mesh: to place it on.
+    **model: how it is computed, see `checkpoint.load_policy`.
+  """
+  tok = tokenizer.load(checkpoint.tokenizer_directory(source))
+  cfg, params, step = checkpoint.load_policy(source, mesh, **model)
+  return Policy(params, cfg, tok, step)
+
+
+def ask(
+  policy: Policy, questions: Questions, key: Key[Array, ""], mesh: Mesh
+) -> Answers:
+  """Returns k completions of each problem, scored.
+
+  Args:
+    policy: whom to ask.
+    questions: what.
+    key: of the draws; what is drawn for a problem depends on its place among
+      the problems and not on the batches.
+    mesh: in force.
+  """
+  rows, texts, lengths, truncated = [], [], [], []
+  for batch in generation.generate(
+    policy.params,
+    policy.cfg,
+    policy.tok,
     questions.problems,
     questions.encoded,
     key,
@@ -100,70 +171,174 @@ def evaluate(
     prompt_slots=questions.prompt_slots,
     prompts_per_batch=questions.prompts_per_batch,
     sampling=questions.sampling,
-  )
-  repeated, texts, lengths, truncated = [], [], [], []
-  for batch in batches:
-    repeated += batch.problems
+  ):
+    rows += batch.problems
     texts += batch.texts
-    lengths += batch.lengths.tolist()
-    truncated += batch.truncated.tolist()
-  scores = combine.score({"accuracy": 1.0, "format": 0.0}, repeated, texts)
-  # A problem that cannot be graded counts neither way.
-  k = questions.sampling.group_size
-  accuracy = scores.terms["accuracy"].reshape(-1, k).astype(np.float64)
-  solved = np.array([metrics.mean(row) for row in accuracy])
-  graded = np.count_nonzero(~np.isnan(solved))
-  results = {
-    "pass@1": metrics.mean(solved),
-    "pass@1_stderr": metrics.std(solved) / max(graded, 1) ** 0.5,
-    "format": metrics.mean(scores.terms["format"]),
-    "mean_length": float(np.mean(lengths)),
-    "reflection_words": metrics.mean_reflection_words(texts),
-    "truncated": float(np.mean(truncated)),
-    "problems": len(questions.problems),
-    "samples": k,
-  }
-  # Outcomes of grading, as shares of all P * k completions.
-  results |= {name: metrics.mean(v) for name, v in scores.metrics.items()}
-  return results, texts, scores
+    lengths.append(batch.lengths)
+    truncated.append(batch.truncated)
+  lengths, truncated = np.concatenate(lengths), np.concatenate(truncated)
+  scores = combine.score(
+    questions.rewards, rows, texts, lengths=lengths, truncated=truncated
+  )
+  samples = questions.sampling.group_size
+  return Answers(rows, texts, lengths, truncated, scores, samples)
 
 
 def summary(results: Mapping[str, float]) -> str:
   """Returns the results of an evaluation as one line of text."""
-  return (
-    f"pass@1 {results['pass@1']:.1%}, format {results['format']:.1%}, length"
-    f" {results['mean_length']:.1f}, reflection words"
-    f" {results['reflection_words']:.2f}"
+  parts = (
+    ("pass@1", "pass@1", "{:.1%}"),
+    ("format", "format", "{:.1%}"),
+    ("length", "mean_length", "{:.1f}"),
+    ("reflection words", "reflection_words", "{:.2f}"),
+  )
+  return ", ".join(
+    f"{title} {layout.format(results[name])}"
+    for title, name, layout in parts
+    if name in results
   )
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
-  """Evaluates the newest checkpoint of `config.source`, and writes results.
+  """Evaluates the newest checkpoint of `config.source`.
 
-  `config.source` is the directory of a run, or one of Hugging Face.
+  Writes `results.json`, its table `results.md`, every completion
+  (`samples.jsonl`), and a line a dataset in `evaluations.jsonl`, as loops do.
+  A stopped evaluation begins anew.
+
+  Raises:
+    ValueError: a field of the config is unknown or does not fit the others.
+    FileNotFoundError: `config.source` or another model is not there.
   """
-  configs.check_fields(config, configs.evaluate(), free=("data", "sampling"))
-  configs.check_section(
-    "evaluate.sampling", config.evaluate.sampling, decode.SamplingParams
-  )
-  checkpoint.require_source(config.source)
-  template = prompts.read_template(config.prompts.template, chat_too=True)
-  data_dir = pathlib.Path(config.data_dir).expanduser()
+  check(config)
   mesh = sharding.make_mesh(config.mesh)
   jax.set_mesh(mesh)
+  template = prompts.read_template(config.prompts.template, chat_too=True)
+  data_dir = pathlib.Path(config.data_dir).expanduser()
   tok = tokenizer.load(checkpoint.tokenizer_directory(config.source))
-  questions = make_questions(config.evaluate, tok, template, data_dir)
+  load = functools.partial(load_policy, mesh=mesh, **config.model)
+  make = functools.partial(
+    make_questions, tok=tok, template=template, data_dir=data_dir
+  )
+  answer_to = functools.partial(ask, key=jax.random.key(config.seed), mesh=mesh)
+  sections = {
+    name: merged(config.evaluate, section)
+    for name, section in config.datasets.items()
+  }
+  questions = {name: make(section) for name, section in sections.items()}
+  setting = probes.Setting(
+    tok, data_dir, mesh, config.seed, sections, make, answer_to, load
+  )
+  measures = {
+    name: probes.PROBES[name](setting, **section.to_dict())
+    for name, section in config.probes.items()
+  }
+  if config.against:
+    # The other model may have another tokenizer.
+    other = checkpoint.tokenizer_directory(config.against.source)
+    section = merged(config.evaluate, config.against)
+    rivals = make(section), make(section, tok=tokenizer.load(other))
   checkpoint.claim(workdir, config.to_dict())
-  cfg, params, step = checkpoint.load_policy(
-    config.source, mesh, **config.model
-  )
-  results, texts, scores = evaluate(
-    params, cfg, tok, questions, jax.random.key(config.seed), mesh
-  )
+
   writer = run_log.Writer(workdir)
-  writer.write_evaluation(step, config.evaluate.data.name, results)
+  samples = run_log.JsonLines(workdir / "samples.jsonl")
+  policy = load(config.source)
+  step = policy.step
+
+  def keep(name: str, answers: Answers, greedy: bool = False) -> None:
+    records = results_lib.samples(name, answers, greedy=greedy)
+    samples.append(*({"step": step} | record for record in records))
+
+  answers, found = {}, {}
+  for name, asked in questions.items():
+    answers[name] = answer_to(policy, asked)
+    keep(name, answers[name])
+    greedy = None
+    if sections[name]["greedy"]:
+      greedy = answer_to(policy, greedily(asked))
+      keep(name, greedy, greedy=True)
+    found[name] = results_lib.details(
+      answers[name], greedy=greedy, seed=config.seed
+    )
+    scalars = results_lib.scalars(answers[name])
+    writer.write_evaluation(step, name, scalars)
+    print(progress.render(*answers[name][:2], answers[name].scores))
+    print(f"\n{name}: {summary(scalars)}\n", flush=True)
+  results = {
+    "source": config.source,
+    "step": step,
+    "seed": config.seed,
+    "datasets": found,
+    "probes": {
+      name: measure(policy, answers, keep) for name, measure in measures.items()
+    },
+    "against": {},
+  }
+  if config.against:
+    mine = answer_to(policy, rivals[0])
+    keep("against", mine)
+    del policy  # There may not be room for two.
+    theirs = answer_to(load(config.against.source), rivals[1])
+    keep("against/other", theirs)
+    results["against"] = results_lib.win_rate(mine, theirs, seed=config.seed)
   writer.close()
-  k = questions.sampling.group_size
-  repeated = [p for p in questions.problems for _ in range(k)]
-  print(progress.render(repeated, texts, scores, rows=(0, k)))
-  print(json.dumps(results, indent=2))
+  samples.close()
+  table = results_lib.table(results)
+  text = json.dumps(results_lib.plain(results), indent=2, ensure_ascii=False)
+  if jax.process_index() == 0:
+    checkpoint.write_text(workdir / "results.json", text + "\n")
+    checkpoint.write_text(workdir / "results.md", table + "\n")
+  print(table)
+
+
+def greedily(questions: Questions) -> Questions:
+  """Returns the same questions, asked once each at temperature 0."""
+  sampling = dataclasses.replace(
+    questions.sampling, group_size=1, temperature=0.0
+  )
+  return questions._replace(sampling=sampling)
+
+
+def merged(common: ConfigDict, section: ConfigDict) -> dict[str, Any]:
+  """Returns the common fields with those of a section over them.
+
+  `sampling` is merged field by field; other sections replace the common ones.
+  """
+  fields, own = common.to_dict(), section.to_dict()
+  sampling = fields["sampling"] | own.get("sampling", {})
+  return fields | own | {"sampling": sampling}
+
+
+def check(config: ConfigDict) -> None:
+  """Raises an error of one sentence if the config cannot be run.
+
+  Raises:
+    ValueError: a field is unknown or does not fit the others.
+    FileNotFoundError: `config.source` or the model it is held against is not
+      there.
+  """
+  free = ("data", "sampling", "rewards", "datasets", "probes", "against")
+  configs.check_fields(config, configs.evaluate(), free=free)
+  if not config.datasets:
+    raise configs.ConfigError("config.datasets is empty; name one at least.")
+  asked = {f"datasets.{name}": s for name, s in config.datasets.items()}
+  if config.against:
+    asked["against"] = config.against
+  for where, section in asked.items():
+    own = ("data", "source") if where == "against" else ("data",)
+    configs.check_names(f"config.{where}", section, (*own, *config.evaluate))
+    for field in own:
+      if field not in section:
+        raise configs.ConfigError(f"config.{where} lacks the field {field!r}.")
+    fields = merged(config.evaluate, section)
+    configs.check_section(
+      f"{where}.sampling", fields["sampling"], decode.SamplingParams
+    )
+    decode.SamplingParams(**fields["sampling"])
+    combine.check(fields["rewards"])
+  configs.check_names("config.probes", config.probes, probes.PROBES)
+  for name, section in config.probes.items():
+    configs.check_section(f"probes.{name}", section, probes.PROBES[name])
+  checkpoint.require_source(config.source)
+  if config.against:
+    checkpoint.require_source(config.against.source, "against.source")
