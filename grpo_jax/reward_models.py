@@ -1,8 +1,9 @@
 """Rewards that a model of ours gives, loaded from the directory of its run.
 
 The directory of a reward model's run holds what every run's does (`model.json`,
-`tokenizer/`, `checkpoints/`) and `reward_model.json`, how it reads completions;
-the parameters are those of `learned.param_specs`.
+`tokenizer/`, `checkpoints/`) and `reward_model.json`, how it reads completions
+and which of its scores is 0 and 1, written when it is finished; the parameters
+are those of `learned.param_specs`.
 
 These terms compute where the policy does, on the mesh in force, between its own
 programs. A model is loaded when it is first asked, and stays.
@@ -13,7 +14,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -142,7 +143,7 @@ def judge(
   if not problems:
     return _nothing(source)
   mesh = _mesh()
-  cfg, params, tok = _policy(source, mesh, dtype)
+  cfg, params, _, tok = _loaded(checkpoint.load_policy, source, mesh, dtype)
   model = judge_local.Judge(
     params=params,
     cfg=cfg,
@@ -168,18 +169,39 @@ def judge(
 
 
 def save(
-  workdir: str | os.PathLike, cfg: ModelConfig, reading: learned.Reading
+  workdir: str | os.PathLike,
+  cfg: ModelConfig,
+  reading: learned.Reading,
+  *,
+  mean: float = 0.0,
+  std: float = 1.0,
 ) -> None:
-  """Writes what says that the run's checkpoints are reward models."""
+  """Writes what says that the run's newest checkpoint is a reward model.
+
+  Args:
+    workdir: of the run.
+    cfg: the model.
+    reading: how it reads completions.
+    mean: the score that becomes 0 where the model is loaded.
+    std: the difference of scores that becomes 1; above 0.
+  """
   checkpoint.save_model(workdir, cfg)
-  text = json.dumps(dataclasses.asdict(reading), indent=2)
+  content = dataclasses.asdict(reading) | {"mean": mean, "std": std}
+  text = json.dumps(content, indent=2, ensure_ascii=False)
   checkpoint.write_text(pathlib.Path(workdir) / _FILE, text + "\n")
+
+
+def is_saved(workdir: str | os.PathLike) -> bool:
+  """Returns whether a directory holds what `save` writes."""
+  return (pathlib.Path(workdir) / _FILE).is_file()
 
 
 def load(
   workdir: str | os.PathLike, mesh: Mesh, **overrides: Any
 ) -> tuple[ModelConfig, Params, learned.Reading]:
   """Returns model, parameters and reading of a run's newest reward model.
+
+  Its head gives scores of the mean and the unit that were saved.
 
   Args:
     workdir: of the run.
@@ -189,20 +211,25 @@ def load(
   Raises:
     FileNotFoundError: there is none.
   """
-  reading = _read(workdir)
+  reading, mean, std = _read(workdir)
   cfg, params, _ = checkpoint.load_policy(
     workdir, mesh, specs=learned.param_specs, **overrides
   )
-  return cfg, params, reading
+  head = params["reward"]
+  head = {"weight": head["weight"] / std, "bias": (head["bias"] - mean) / std}
+  return cfg, params | {"reward": head}, reading
 
 
-def _read(workdir: str | os.PathLike) -> learned.Reading:
-  path = pathlib.Path(workdir) / _FILE
-  if not path.is_file():
+def _read(workdir: str | os.PathLike) -> tuple[learned.Reading, float, float]:
+  """Reading, mean and standard deviation of a run's reward model."""
+  if not is_saved(workdir):
     raise FileNotFoundError(
-      f"No reward model in {workdir}: it has no file {_FILE}."
+      f"No reward model in {workdir}: it has no file {_FILE}, which the stage"
+      " reward_model writes when it is finished."
     )
-  return learned.Reading(**json.loads(path.read_text()))
+  content = json.loads((pathlib.Path(workdir) / _FILE).read_text())
+  mean, std = content.pop("mean", 0.0), content.pop("std", 1.0)
+  return learned.Reading(**content), mean, std
 
 
 def _nothing(source: str, kind: str | None = None) -> terms.Result:
@@ -210,7 +237,7 @@ def _nothing(source: str, kind: str | None = None) -> terms.Result:
   if not (pathlib.Path(source) / checkpoint.CHECKPOINTS).is_dir():
     raise FileNotFoundError(f"No checkpoint of a model in {source}.")
   if kind is not None:
-    learned.check_kind(_read(source), kind)
+    learned.check_kind(_read(source)[0], kind)
   return terms.Result([], {})
 
 
@@ -225,20 +252,16 @@ def _reward_model(
   source: str, max_length: int, rows_per_batch: int, dtype: str
 ) -> learned.RewardModel:
   mesh = _mesh()
-  cfg, params, reading, tok = _loaded(source, mesh, dtype)
+  cfg, params, reading, tok = _loaded(load, source, mesh, dtype)
   return learned.RewardModel(
     params, cfg, tok, mesh, reading, max_length, rows_per_batch
   )
 
 
 @functools.cache
-def _loaded(source: str, mesh: Mesh, dtype: str):
-  cfg, params, reading = load(source, mesh, dtype=dtype)
-  tok = tokenizer.load(pathlib.Path(source) / "tokenizer")
-  return cfg, params, reading, tok
-
-
-@functools.cache
-def _policy(source: str, mesh: Mesh, dtype: str):
-  cfg, params, _ = checkpoint.load_policy(source, mesh, dtype=dtype)
-  return cfg, params, tokenizer.load(pathlib.Path(source) / "tokenizer")
+def _loaded(
+  load_model: Callable[..., tuple], source: str, mesh: Mesh, dtype: str
+) -> tuple:
+  """What `load_model` returns of a source, and its tokenizer; once for all."""
+  tok = tokenizer.load(checkpoint.tokenizer_directory(source))
+  return *load_model(source, mesh, dtype=dtype), tok

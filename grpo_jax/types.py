@@ -113,3 +113,37 @@ class TextBatch:
   segments: Array  # int [B, T]
   positions: Array  # int [B, T]
   weights: Array  # float [B, T]
+
+
+@flax.struct.dataclass
+class PairBatch:
+  """Texts that were compared, padded on the right; the preferred one first.
+
+  Attributes:
+    segments: 1 inside a text, 0 for padding.
+    ends: where the score of each text is read.
+    margins: by how much the preferred text was better; what unit, the data say.
+    weights: each pair's share of one update's loss.
+  """
+
+  tokens: Array  # int [B, 2, T]
+  segments: Array  # int [B, 2, T]
+  ends: Array  # int [B, 2]
+  margins: Array  # float [B]
+  weights: Array  # float [B]
+
+
+@flax.struct.dataclass
+class LabelledBatch:
+  """Texts with labels of their steps, padded on the right.
+
+  Attributes:
+    segments: 1 inside a text, 0 for padding.
+    labels: in [0, 1], where the weight is positive.
+    weights: each label's share of one update's loss, where its step ends.
+  """
+
+  tokens: Array  # int [B, T]
+  segments: Array  # int [B, T]
+  labels: Array  # float [B, T]
+  weights: Array  # float [B, T]

@@ -2,7 +2,8 @@
 
 A reward model is a decoder with a scalar head in place of its vocabulary head:
 `param_specs`. An outcome model scores a text at its end-of-sequence token, as a
-Bradley-Terry model learns to, https://arxiv.org/abs/2203.02155 section 3.5. A
+Bradley-Terry model learns to, https://arxiv.org/abs/2203.02155 section 3.5, or
+one that learned from labels of single texts, whose scores are probabilities. A
 process model scores each step of reasoning at the step's last token, as a
 logit: Math-Shepherd, https://arxiv.org/abs/2312.08935 section 3. `encode` says
 which tokens those are; training on such texts and scoring them both use it.
@@ -12,12 +13,14 @@ B texts, T positions.
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from grpo_jax import sharding, types
 from grpo_jax.data import tokenizer
@@ -49,24 +52,36 @@ class Reading:
     reads: a name in `parts.PARTS`: "answer" for helpfulness, which DeepSeek-R1
       judges by the final answer only, "completion" for safety, which it judges
       by everything. A process model reads the completion.
-    separator: ends a step; process models only.
+    separators: each ends a step; process models only.
+    probability: the score of an outcome model is the probability that its logit
+      stands for, as with a model of harmlessness; by default the logit.
   """
 
   kind: str
   template: str = "{question}"
   reads: str = "completion"
-  separator: str = "\n\n"
+  separators: Sequence[str] = ("\n\n",)
+  probability: bool = False
 
   def __post_init__(self):
+    if not isinstance(self.separators, str):
+      object.__setattr__(self, "separators", tuple(self.separators))
     if self.kind not in ("outcome", "process"):
       raise ValueError(f"kind={self.kind!r} must be outcome or process.")
     parts.check(self.reads)
     if self.kind == "process" and self.reads != "completion":
       raise ValueError("A process reward model reads the completion.")
-    if not self.separator or "{question}" not in self.template:
+    if self.kind == "process" and self.probability:
+      raise ValueError("A process reward model says probabilities anyway.")
+    if (
+      isinstance(self.separators, str)
+      or not self.separators
+      or not all(self.separators)
+      or "{question}" not in self.template
+    ):
       raise ValueError(
-        "A reward model needs a separator of steps that is not empty, and a"
-        " template with {question}."
+        "A reward model needs a list of separators of steps that are not"
+        " empty, and a template with {question}."
       )
 
 
@@ -121,6 +136,13 @@ def param_specs(cfg: ModelConfig) -> Specs:
   return specs | {"reward": heads.scalar_specs(cfg)}
 
 
+def from_policy(params: Params, cfg: ModelConfig, mesh: Mesh) -> Params:
+  """Returns a policy's parameters with a new scalar head, which says 0."""
+  head = params_lib.init_params(jax.random.key(0), heads.scalar_specs(cfg), mesh)
+  body = {name: part for name, part in params.items() if name != "head"}
+  return body | {"reward": head}
+
+
 def encode(
   reading: Reading,
   tok: tokenizer.Tokenizer,
@@ -138,7 +160,7 @@ def encode(
     ids += [*tok.encode(text), tok.eos_ids[0]]
     return Encoded(ids, [len(ids) - 1], [len(text)])
   ends, offsets, start = [], [], 0
-  for end in step_offsets(text, reading.separator):
+  for end in step_offsets(text, reading.separators):
     ids += tok.encode(text[start:end])
     ends.append(len(ids) - 1)
     offsets.append(end)
@@ -146,16 +168,15 @@ def encode(
   return Encoded(ids, ends, offsets)
 
 
-def step_offsets(text: str, separator: str) -> list[int]:
+def step_offsets(text: str, separators: Sequence[str]) -> list[int]:
   """Where the steps of a text end, in characters; the last ends with the text.
 
   A separator belongs to the step before it. Steps without a word join the one
   before them, or after them at the start.
   """
   offsets, start = [], 0
-  while start < len(text):
-    found = text.find(separator, start)
-    end = len(text) if found < 0 else found + len(separator)
+  pattern = re.compile("|".join(map(re.escape, separators)))
+  for end in [found.end() for found in pattern.finditer(text)] + [len(text)]:
     if text[start:end].strip():
       offsets.append(end)
     elif offsets:
@@ -164,12 +185,34 @@ def step_offsets(text: str, separator: str) -> list[int]:
   return offsets or [len(text)]
 
 
+def pad(
+  texts: Sequence[Sequence[int]], width: int, pad_id: int
+) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"]]:
+  """Returns tokens and segments (1 inside, 0 for padding) of B texts."""
+  tokens = np.full((len(texts), width), pad_id, np.int32)
+  segments = np.zeros((len(texts), width), np.int32)
+  for row, ids in enumerate(texts):
+    tokens[row, : len(ids)] = ids
+    segments[row, : len(ids)] = 1
+  return tokens, segments
+
+
+def padded_width(length: int, most: int) -> int:
+  """The width of a program for texts of up to `length` tokens; few widths."""
+  width = _LEAST_WIDTH
+  while width < length:
+    width *= 2
+  return min(width, most)
+
+
 def outcome(
   model: RewardModel,
   problems: Sequence[types.Problem],
   completions: Sequence[str],
 ) -> terms.Result:
-  """Scores of an outcome model, in its own unit; None for too long a text.
+  """Scores of an outcome model; None for too long a text.
+
+  They are in the model's own unit, or probabilities where its reading says so.
 
   Metrics: "too_long".
   """
@@ -179,6 +222,8 @@ def outcome(
     None if scalars is None else float(scalars[row.ends[0]])
     for row, scalars in zip(rows, _scalars(model, rows), strict=True)
   ]
+  if model.reading.probability:
+    scores = [None if x is None else _sigmoid(x) for x in scores]
   return terms.Result(scores, {"too_long": [s is None for s in scores]})
 
 
@@ -222,8 +267,7 @@ def step_scores(
     None
     if scalars is None
     else Steps(
-      [1 / (1 + math.exp(-min(max(x, -80.0), 80.0))) for x in logits],
-      row.offsets,
+      [_sigmoid(x) for x in logits], row.offsets
     )
     for row, scalars in zip(rows, _scalars(model, rows), strict=True)
     for logits in [None if scalars is None else scalars[row.ends].tolist()]
@@ -265,7 +309,7 @@ def _scalars(
   by_width: dict[int, list[int]] = {}
   for index, row in enumerate(rows):
     if len(row.ids) <= model.max_length:
-      width = _width(len(row.ids), model.max_length)
+      width = padded_width(len(row.ids), model.max_length)
       by_width.setdefault(width, []).append(index)
   size = model.rows_per_batch
   axes = sharding.split_rows(model.mesh, size)
@@ -273,16 +317,13 @@ def _scalars(
     for width, indices in sorted(by_width.items()):
       for start in range(0, len(indices), size):
         chosen = indices[start : start + size]
-        tokens = np.full((size, width), model.tokenizer.pad_id, np.int32)
-        lengths = np.zeros(size, np.int32)
-        for slot, index in enumerate(chosen):
-          lengths[slot] = len(rows[index].ids)
-          tokens[slot, : lengths[slot]] = rows[index].ids
-        segments = np.arange(width) < lengths[:, None]
+        texts = [rows[index].ids for index in chosen]
+        texts += [[]] * (size - len(chosen))  # One shape, hence one program.
+        tokens, segments = pad(texts, width, model.tokenizer.pad_id)
         positions = np.broadcast_to(
           np.arange(width, dtype=np.int32), tokens.shape
         )
-        batch = tokens, positions, segments.astype(np.int32)
+        batch = tokens, positions, segments
         placed = sharding.place(model.mesh, batch, axes[:1])
         scalars = sharding.to_host(
           _score(model.params, model.cfg, model.params["reward"], *placed)
@@ -295,8 +336,5 @@ def _scalars(
 _score = jax.jit(scoring.score_scalars, static_argnames="cfg")
 
 
-def _width(length: int, most: int) -> int:
-  width = _LEAST_WIDTH
-  while width < length:
-    width *= 2
-  return min(width, most)
+def _sigmoid(logit: float) -> float:
+  return 1 / (1 + math.exp(-min(max(logit, -80.0), 80.0)))

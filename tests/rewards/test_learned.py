@@ -116,9 +116,14 @@ class TestSteps:
     ],
   )
   def test_cover_the_text_and_are_never_blank(self, text, steps):
-    ends = learned.step_offsets(text, "\n\n")
+    ends = learned.step_offsets(text, ["\n\n"])
     starts = [0, *ends[:-1]]
     assert [text[a:b] for a, b in zip(starts, ends, strict=True)] == steps
+
+  def test_end_at_whichever_separator_comes_first(self):
+    text = "1 no wait 2 no 等3 ok"
+    ends = learned.step_offsets(text, [" wait ", "等"])
+    assert [text[:end] for end in ends] == ["1 no wait ", "1 no wait 2 no 等", text]
 
   def test_end_at_a_token_of_theirs(self):
     for problem, text in zip(PROBLEMS, COMPLETIONS, strict=True):
@@ -129,8 +134,8 @@ class TestSteps:
       assert row.offsets[-1] == len(text)
 
   def test_a_flood_of_separators_costs_linear_time(self):
-    assert len(learned.step_offsets("\n\n" * 10**5, "\n\n")) == 1
-    assert len(learned.step_offsets("a\n\n" * 10**5, "\n\n")) == 10**5
+    assert len(learned.step_offsets("\n\n" * 10**5, ["\n\n"])) == 1
+    assert len(learned.step_offsets("a\n\n" * 10**5, ["\n\n"])) == 10**5
 
 
 def test_helpfulness_reads_the_final_answer_and_safety_everything():
@@ -235,7 +240,9 @@ def test_a_text_that_is_too_long_has_no_score():
     (dict(kind="both"), "outcome or process"),
     (dict(kind="process", reads="answer"), "reads the completion"),
     (dict(kind="outcome", reads="all"), "answer, completion"),
-    (dict(kind="process", separator=""), "not empty"),
+    (dict(kind="process", separators=("\n", "")), "not empty"),
+    (dict(kind="process", separators="\n\n"), "a list of separators"),
+    (dict(kind="process", probability=True), "anyway"),
     (dict(kind="outcome", template="Q:"), "with {question}"),
   ],
 )
