@@ -18,6 +18,7 @@ from grpo_jax.stages import (
   export,
   pretrain,
   rejection,
+  reward_model,
   rl,
   sft,
 )
@@ -27,6 +28,7 @@ STAGES = {
   "export": export.run,
   "pretrain": pretrain.run,
   "rejection": rejection.run,
+  "reward_model": reward_model.run,
   "rl": rl.run,
   "sft": sft.run,
 }

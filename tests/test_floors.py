@@ -18,6 +18,7 @@ FLOORS = {
   "grpo_jax.stopping": 0,
   "grpo_jax.types": 0,
   "grpo_jax.advantages": 1,
+  "grpo_jax.calibration": 1,
   "grpo_jax.losses": 1,
   "grpo_jax.models": 2,
   "grpo_jax.sharding": 2,

@@ -28,6 +28,7 @@ from grpo_jax.configs.stages import (
   export,
   pretrain,
   rejection,
+  reward_model,
   rl,
   sft,
 )
@@ -53,6 +54,7 @@ __all__ = [
   "parse_flags",
   "pretrain",
   "rejection",
+  "reward_model",
   "rl",
   "run_behind",
   "sft",

@@ -169,6 +169,33 @@ def evaluate() -> config_dict.ConfigDict:
   return c
 
 
+def reward_model() -> config_dict.ConfigDict:
+  """The reward_model stage, as DeepSeek-R1 trains its model of helpfulness."""
+  c = _common("reward_model")
+  c.kind = "bradley_terry"  # Or "pointwise", or "process".
+  # As for `rl`: the policy that gets a scalar head, and all of it trained.
+  c.source = ""
+  c.pretrain = None
+  c.model = dict(dtype="bfloat16", remat="full")
+  # A dataset, a file or a folder that `data.preferences` reads.
+  c.data = dict(path="")
+  c.prompts = dict(template="r1_zero")
+  # What of a completion is read; see `rewards.learned.Reading`.
+  c.reading = dict(reads="answer", separators=("\n\n",))
+  c.max_length = 8192  # Tokens; texts that are longer are left out.
+  c.epochs = 1
+  c.batch = dict(num_rows=256, num_microbatches=1)
+  # Keyword arguments of the kind's loss in `stages.reward_model`.
+  c.loss = dict()
+  c.optimizer = _optimizer(6e-6)
+  c.evaluate = dict(every=0, rows_per_batch=32)
+  # Of Bradley-Terry scores; see `stages.reward_model.normalization`.
+  c.normalize = dict(reference="both", num_pairs=1024, unit_variance=False)
+  c.log_every = 10
+  c.checkpoint = dict(every=50, keep=1)
+  return c
+
+
 def export() -> config_dict.ConfigDict:
   """The export stage: a run's newest checkpoint as a Hugging Face directory."""
   c = config_dict.ConfigDict()

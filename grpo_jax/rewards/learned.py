@@ -138,7 +138,9 @@ def param_specs(cfg: ModelConfig) -> Specs:
 
 def from_policy(params: Params, cfg: ModelConfig, mesh: Mesh) -> Params:
   """Returns a policy's parameters with a new scalar head, which says 0."""
-  head = params_lib.init_params(jax.random.key(0), heads.scalar_specs(cfg), mesh)
+  head = params_lib.init_params(
+    jax.random.key(0), heads.scalar_specs(cfg), mesh
+  )
   body = {name: part for name, part in params.items() if name != "head"}
   return body | {"reward": head}
 
@@ -266,9 +268,7 @@ def step_scores(
   return [
     None
     if scalars is None
-    else Steps(
-      [_sigmoid(x) for x in logits], row.offsets
-    )
+    else Steps([_sigmoid(x) for x in logits], row.offsets)
     for row, scalars in zip(rows, _scalars(model, rows), strict=True)
     for logits in [None if scalars is None else scalars[row.ends].tolist()]
   ]

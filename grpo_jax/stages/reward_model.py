@@ -1,0 +1,347 @@
+"""Reward models: a scalar head on a policy, learned from judged completions.
+
+Three kinds, which `config.kind` names:
+
+  bradley_terry  one score for a completion, learned from pairs: the reward
+                 model r_phi of RLHF, and DeepSeek-R1's of helpfulness
+  pointwise      the probability that a completion is good, learned from single
+                 labelled ones: DeepSeek-R1's model of harmlessness
+  process        the probability that each step of a completion is right
+
+All of the model is trained. At the end its scores on held-out prompts are
+judged (`evaluations.jsonl`, `reliability.json`), and `reward_model.json` makes
+the run's directory a source of rewards: `config.rewards.reward_model.source`.
+"""
+
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from grpo_jax import (
+  calibration,
+  checkpoint,
+  configs,
+  optimizer,
+  progress,
+  reward_models,
+  sharding,
+  training,
+)
+from grpo_jax.data import preference_batches, preferences, prompts, tokenizer
+from grpo_jax.losses import preference
+from grpo_jax.models import params as params_lib
+from grpo_jax.models import scoring
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.params import Params
+from grpo_jax.rewards import learned
+from grpo_jax.stages import held_out, rl
+from grpo_jax.step import make_update
+from grpo_jax.types import LabelledBatch, PairBatch
+
+Loss = tuple[Float[Array, ""], dict[str, Array]]
+
+
+class Kind(NamedTuple):
+  """What is different between the kinds of reward models.
+
+  Attributes:
+    reading: of the model: "outcome" or "process".
+    probability: whether an outcome's score is one.
+    read: `(path, split)` to judged completions.
+    encode: those to rows of tokens, without what is too long.
+    collate: rows to a batch.
+    loss: `(params, batch, *, cfg, ...)`; the rest is `config.loss`.
+    columns: of the progress table.
+  """
+
+  reading: str
+  probability: bool
+  read: Callable[..., list]
+  encode: Callable[..., list]
+  collate: Callable[..., Any]
+  loss: Callable[..., Loss]
+  columns: tuple[progress.Column, ...]
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
+  """Trains a reward model; returns whether it is finished.
+
+  Raises:
+    ValueError: a field of the config is unknown or does not fit the others.
+    FileNotFoundError: the source, or the data, are missing.
+  """
+  check(config)
+  kind = KINDS[config.kind]
+  mesh = sharding.make_mesh(dict(config.mesh))
+  jax.set_mesh(mesh)
+  rows = sharding.split_rows(
+    mesh, config.batch.num_rows // config.batch.num_microbatches
+  )[:1]
+  sharding.split_rows(mesh, config.evaluate.rows_per_batch)
+  reading = learned.Reading(
+    kind=kind.reading,
+    template=prompts.read_template(config.prompts.template),
+    probability=kind.probability,
+    **config.reading,
+  )
+  known = {
+    split: kind.read(config.data.path, split) for split in ("train", "test")
+  }
+  source = rl.base_model(config, workdir)
+  if source is None:
+    return False
+  checkpoint.require_source(source)
+  tok = tokenizer.load(checkpoint.tokenizer_directory(source))
+  encoded = kind.encode(reading, tok, known["train"], config.max_length)
+  batches = preference_batches.Batches(
+    encoded,
+    kind.collate,
+    num_rows=config.batch.num_rows,
+    max_length=config.max_length,
+    pad_id=tok.pad_id,
+    epochs=config.epochs,
+    seed=config.seed,
+  )
+  total_steps = len(batches)
+  tx, learning_rate = optimizer.make_optimizer(total_steps, **config.optimizer)
+  checkpoint.claim(workdir, config.to_dict())
+  if reward_models.is_saved(workdir):
+    print(f"{workdir} already holds a finished reward model.")
+    return True
+
+  cfg, policy, _ = checkpoint.load_policy(source, mesh, **config.model)
+  tok.save(workdir / "tokenizer")
+  checkpoint.save_model(workdir, cfg)
+  print(
+    f"{len(encoded):,} of {len(known['train']):,} judged completions have at"
+    f" most {config.max_length} tokens; {len(known['test']):,} are held out."
+  )
+
+  def model_of(params: Params) -> learned.RewardModel:
+    return learned.RewardModel(
+      params,
+      cfg,
+      tok,
+      mesh,
+      reading,
+      config.max_length,
+      config.evaluate.rows_per_batch,
+    )
+
+  def evaluate(params: Params) -> training.Evaluations:
+    results, _ = held_out.evaluate(model_of(params), known["test"])
+    return {"held_out": results}
+
+  trained = training.train(
+    workdir,
+    mesh,
+    specs=learned.param_specs(cfg),
+    start=lambda: learned.from_policy(policy, cfg, mesh),
+    tx=tx,
+    learning_rate=learning_rate,
+    update=make_update(
+      functools.partial(kind.loss, cfg=cfg, **config.loss),
+      tx,
+      num_microbatches=config.batch.num_microbatches,
+    ),
+    batches=training.ByStep(batches),
+    rows=rows,
+    num_tokens=training.text_tokens,
+    total_steps=total_steps,
+    log_every=config.log_every,
+    checkpoint_every=config.checkpoint.every,
+    keep=config.checkpoint.keep,
+    columns=kind.columns,
+    evaluate=evaluate,
+    evaluate_every=config.evaluate.every,
+  )
+  if trained.finished:
+    model = model_of(trained.state.params)
+    report(model, known["test"], workdir)
+    mean, std = normalization(model, known["train"], **config.normalize)
+    reward_models.save(workdir, cfg, reading, mean=mean, std=std)
+  return trained.finished
+
+
+def pair_loss(
+  params: Params,
+  batch: PairBatch,
+  *,
+  cfg: ModelConfig,
+  margin_coef: float = 0.0,
+  center_coef: float = 0.0,
+) -> Loss:
+  """Returns the Bradley-Terry loss; see `preference.bradley_terry_loss`.
+
+  Args:
+    params: of the reward model.
+    batch: B pairs.
+    cfg: the model.
+    margin_coef: times the margins of the data is how much higher a preferred
+      text should score; 0 ignores them.
+    center_coef: of the pull of a pair's scores to mean 0.
+  """
+  scalars = _scalars(
+    params, cfg, _merged(batch.tokens), _merged(batch.segments)
+  )
+  at_end = jnp.arange(scalars.shape[-1]) == _merged(batch.ends)[:, None]
+  scores = _pairs(jnp.sum(jnp.where(at_end, scalars, 0.0), axis=-1))
+  return preference.bradley_terry_loss(
+    scores[:, 0],
+    scores[:, 1],
+    batch.weights,
+    margins=margin_coef * batch.margins if margin_coef else None,
+    center_coef=center_coef,
+  )
+
+
+def label_loss(
+  params: Params, batch: LabelledBatch, *, cfg: ModelConfig
+) -> Loss:
+  """Returns the cross-entropy of labels; `preference.process_reward_loss`."""
+  scalars = _scalars(params, cfg, batch.tokens, batch.segments)
+  return preference.process_reward_loss(scalars, batch.labels, batch.weights)
+
+
+def normalization(
+  model: learned.RewardModel,
+  known: Sequence[Any],
+  *,
+  reference: str,
+  num_pairs: int,
+  unit_variance: bool,
+) -> tuple[float, float]:
+  """Returns the mean and the standard deviation that scores are freed from.
+
+  RLHF gives its reward model a bias, so that the reference completions score 0
+  in the mean: InstructGPT, https://arxiv.org/abs/2203.02155, section 3.5. A
+  probability stays what it is.
+
+  Args:
+    model: finished.
+    known: of the training split.
+    reference: whose scores have mean 0: those of "both" texts of a pair, which
+      are draws of a policy where it made the pairs, or those of the "chosen".
+    num_pairs: the first so many pairs.
+    unit_variance: whether the scores are also divided by their deviation.
+  """
+  if model.reading.kind == "process" or model.reading.probability:
+    return 0.0, 1.0
+  chosen, rejected = held_out.pair_scores(model, known[:num_pairs])
+  scores = chosen if reference == "chosen" else np.append(chosen, rejected)
+  scores = scores[~np.isnan(scores)]
+  return float(scores.mean()), float(scores.std()) if unit_variance else 1.0
+
+
+def report(
+  model: learned.RewardModel, known: Sequence[Any], workdir: pathlib.Path
+) -> None:
+  """Prints and writes how good the finished model is on held-out data."""
+  results, found = held_out.evaluate(model, known)
+  for name, value in results.items():
+    print(f"{name:24s} {value:8.4g}")
+  print(calibration.table(found))
+  content = {
+    name: np.where(np.isnan(values), None, values).tolist()
+    for name, values in found._asdict().items()
+    if name != "error"
+  }
+  checkpoint.write_text(
+    workdir / "reliability.json",
+    json.dumps(content | {"error": found.error}, indent=2) + "\n",
+  )
+
+
+def check(config: ConfigDict) -> None:
+  """Raises ValueError, in one sentence, if the config cannot be run."""
+  configs.check_fields(
+    config,
+    configs.reward_model(),
+    free=("loss", "optimizer", "pretrain"),
+  )
+  if config.kind not in KINDS:
+    raise configs.ConfigError(
+      f"config.kind={config.kind!r} must be one of {', '.join(KINDS)}."
+    )
+  kind = KINDS[config.kind]
+  configs.check_section("loss", config.loss, kind.loss, ("cfg",))
+  given = ("total_updates",)
+  configs.check_section(
+    "optimizer", config.optimizer, optimizer.make_optimizer, given
+  )
+  if config.normalize.reference not in ("both", "chosen"):
+    raise configs.ConfigError(
+      f"config.normalize.reference={config.normalize.reference!r} must be both"
+      " or chosen."
+    )
+  rows, pieces = config.batch.num_rows, config.batch.num_microbatches
+  if rows % pieces:
+    raise configs.ConfigError(
+      f"config.batch.num_rows={rows} must divide by num_microbatches={pieces}."
+    )
+
+
+def _scalars(
+  params: Params, cfg: ModelConfig, tokens: Array, segments: Array
+) -> Array:
+  positions = jnp.zeros_like(tokens) + jnp.arange(tokens.shape[-1])
+  return scoring.score_scalars(
+    params, cfg, params["reward"], tokens, positions, segments
+  )
+
+
+def _merged(x: Array) -> Array:
+  """[B, 2, ...] as [2 B, ...]."""
+  split = sharding.row_spec(x, x.ndim)
+  return jax.lax.reshape(
+    x,
+    (2 * x.shape[0], *x.shape[2:]),
+    out_sharding=split and PartitionSpec(split[0], *split[2:]),
+  )
+
+
+def _pairs(x: Array) -> Array:
+  """[2 B] as [B, 2]."""
+  split = sharding.row_spec(x)
+  return jax.lax.reshape(
+    x,
+    (x.shape[0] // 2, 2),
+    out_sharding=split and PartitionSpec(split[0], None),
+  )
+
+
+_COLUMNS = (
+  progress.TEXT_COLUMNS[0],
+  progress.Column("accuracy", "accuracy", "8.3f"),
+  *progress.TEXT_COLUMNS[1:],
+)
+_PAIRS = Kind(
+  reading="outcome",
+  probability=False,
+  read=preferences.pairs,
+  encode=preference_batches.encode_pairs,
+  collate=preference_batches.collate_pairs,
+  loss=pair_loss,
+  columns=_COLUMNS,
+)
+_LABELS = _PAIRS._replace(
+  probability=True,
+  read=preferences.labelled,
+  encode=preference_batches.encode_steps,
+  collate=preference_batches.collate_steps,
+  loss=label_loss,
+)
+KINDS = {
+  "bradley_terry": _PAIRS,
+  "pointwise": _LABELS,
+  "process": _LABELS._replace(reading="process", probability=False),
+}
