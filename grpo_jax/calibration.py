@@ -81,7 +81,8 @@ def table(found: Reliability) -> str:
   ):
     if count:
       lines.append(
-        f"{low:5.3f} to {high:5.3f} {count:7d} {predicted:10.3f} {observed:9.3f}"
+        f"{low:5.3f} to {high:5.3f} {count:7d} {predicted:10.3f}"
+        f" {observed:9.3f}"
       )
   return "\n".join(lines)
 

@@ -16,6 +16,7 @@ from grpo_jax import allocator, configs
 from grpo_jax.stages import (
   evaluate,
   export,
+  preferences,
   pretrain,
   rejection,
   reward_model,
@@ -26,6 +27,7 @@ from grpo_jax.stages import (
 STAGES = {
   "evaluate": evaluate.run,
   "export": export.run,
+  "preferences": preferences.run,
   "pretrain": pretrain.run,
   "rejection": rejection.run,
   "reward_model": reward_model.run,

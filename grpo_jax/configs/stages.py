@@ -169,6 +169,29 @@ def evaluate() -> config_dict.ConfigDict:
   return c
 
 
+def preferences() -> config_dict.ConfigDict:
+  """The preferences stage: completions compared, or their steps labelled."""
+  c = _common("preferences")
+  c.kind = "pairs"  # Or "labels", or "steps".
+  c.source = ""
+  c.model = dict(dtype="bfloat16")
+  c.data = dict(name="gsm8k", split="train")
+  c.num_problems = 0  # The first ones of the dataset; 0 for all.
+  c.prompts = dict(template="r1_zero", prompt_slots=512, prompts_per_batch=64)
+  c.sampling = dict(
+    group_size=4,
+    max_new_tokens=4096,
+    temperature=1.0,
+    top_p=1.0,
+    cache_chunk=1024,
+  )
+  c.rewards = dict(accuracy=1.0)
+  # Of `stages.preferences.pairs_of` and `steps_of`.
+  c.pairs = dict(margin=0.5, per_problem=1)
+  c.steps = dict(separators=("\n\n",), continuations=8)
+  return c
+
+
 def reward_model() -> config_dict.ConfigDict:
   """The reward_model stage, as DeepSeek-R1 trains its model of helpfulness."""
   c = _common("reward_model")

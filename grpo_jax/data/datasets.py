@@ -31,6 +31,7 @@ from grpo_jax.data import (
   mgsm,
   miniature,
   mixtures,
+  preferences,
   programs,
   prompts,
   recipes,
@@ -276,5 +277,6 @@ DATASETS: dict[str, Callable[..., recipes.Recipe | mixtures.Mixture]] = {
   "aime": aime.problems,
   "mixture": mixtures.mixture,
   "records": examples.examples,
+  "preference_corpus": preferences.corpus,
   "text": user_files.text_files,
 }

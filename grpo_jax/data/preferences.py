@@ -9,7 +9,8 @@ assistant's turn is the question.
 
 A labelled completion has `question` and `completion`, and either one `label` or
 `labels`, one for each step and null where nothing is known; labels are in
-[0, 1]. Traces of BIG-Bench-Mistake, https://arxiv.org/abs/2311.08516, have
+[0, 1]. A pair will do as well, for two completions: chosen 1 and rejected 0.
+Traces of BIG-Bench-Mistake, https://arxiv.org/abs/2311.08516, have
 `steps` and the `mistake_index` of the first wrong one. Steps before it are
 right, it is wrong, and those after it have no label: nobody judged them, and
 they may follow rightly from what is wrong. So has PRM800K, which stops there,
@@ -27,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from grpo_jax import configs
-from grpo_jax.data import records, tasks
+from grpo_jax.data import prompts, recipes, records, tasks
 from grpo_jax.types import Problem
 
 _TURN = "\n\nAssistant:"
@@ -82,7 +83,7 @@ def pairs(path: str | os.PathLike[str], split: str) -> list[Pair]:
     FileNotFoundError: there is nothing at `path`.
     ValueError: a record is no pair, or there are none in the split.
   """
-  found = _read(path, split, _pair)
+  found = _read(path, split, lambda record, where: [_pair(record, where)])
   return [pair for pair in found if pair.chosen != pair.rejected]
 
 
@@ -101,36 +102,46 @@ def labelled(path: str | os.PathLike[str], split: str) -> list[Labelled]:
   return [row for row in found if any(x is not None for x in row.labels)]
 
 
-def texts(path: str | os.PathLike[str], template: str) -> list[str]:
-  """What a base model may learn from: training questions, answered well.
+def corpus(*, path: str, template: str = "bare") -> recipes.Recipe:
+  """Training questions, answered well: what a small base model learns from.
 
-  Of a pair the preferred text, of a labelled completion all of it.
+  Of a pair it has the preferred text, of a labelled completion all of it.
 
   Args:
     path: as for `pairs`.
-    template: what stands before a completion, with `{question}` in it.
+    template: name or file of the template before a completion.
   """
+  text = prompts.read_template(template)
 
-  def text(record: Mapping[str, Any], where: str) -> tuple[Problem, str]:
-    if "chosen" in record:
-      problem, completion, *_ = _pair(record, where)
-    else:
-      problem, completion, _ = _labelled(record, where)
-    prompt = template.replace("{question}", problem.question)
-    return problem, prompt + completion
+  def documents() -> Iterator[Mapping[str, str]]:
+    # Of a pair the first one is the preferred.
+    for row in _read(path, "train", lambda r, where: _labelled(r, where)[:1]):
+      prompt = text.replace("{question}", row.problem.question)
+      yield {"text": prompt + row.completion}
 
-  return [text for _, text in _read(path, "train", text)]
+  key = recipes.content_hash(_files(path)), recipes.fingerprint(text)
+  return recipes.Recipe(
+    key="-".join(key),
+    origin=path,
+    fields=("text",),
+    splits=lambda _: {"train": documents()},
+    convert=str,
+  )
 
 
 def _read(
   path: str | os.PathLike[str],
   split: str,
-  convert: Callable[[Mapping[str, Any], str], _Row],
+  convert: Callable[[Mapping[str, Any], str], list[_Row]],
 ) -> list[_Row]:
   if split not in tasks.SPLITS:
     raise ValueError(f"{split=} must be one of {', '.join(tasks.SPLITS)}.")
-  rows = [convert(record, where) for where, record in _records(path)]
-  rows = [row for row in rows if split_of(row[0].question) == split]
+  rows = [
+    row
+    for where, record in _records(path)
+    for row in convert(record, where)
+    if split_of(row.problem.question) == split
+  ]
   if not rows:
     raise ValueError(f"{path} has no records for the split {split!r}.")
   return rows
@@ -145,6 +156,12 @@ def _records(
   path: str | os.PathLike[str],
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
   """Each record, and where it stands."""
+  for file in _files(path):
+    yield from _records_of(file)
+
+
+def _files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
+  """The files that a path stands for; at least one, and all are there."""
   root = pathlib.Path(os.path.expandvars(path)).expanduser()
   if records.is_dataset(root):
     files = [root / records.RECORDS]
@@ -157,8 +174,7 @@ def _records(
       f"There are no judged completions in {root}: name a file or a folder of"
       f" JSON lines, or run `{configs.made_by(root)}` first."
     )
-  for file in files:
-    yield from _records_of(file)
+  return files
 
 
 def _records_of(
@@ -202,7 +218,13 @@ def _pair(record: Mapping[str, Any], where: str) -> Pair:
 _SIDES = ("chosen", "rejected")
 
 
-def _labelled(record: Mapping[str, Any], where: str) -> Labelled:
+def _labelled(record: Mapping[str, Any], where: str) -> list[Labelled]:
+  if "chosen" in record:
+    pair = _pair(record, where)
+    return [
+      Labelled(pair.problem, pair.chosen, (1.0,)),
+      Labelled(pair.problem, pair.rejected, (0.0,)),
+    ]
   if "mistake_index" in record:
     steps, mistake = record["steps"], record["mistake_index"]
     labels = [1.0] * len(steps)
@@ -210,7 +232,7 @@ def _labelled(record: Mapping[str, Any], where: str) -> Labelled:
       unknown = [None] * (len(steps) - mistake - 1)
       labels = [*labels[:mistake], 0.0, *unknown]
     problem = _problem(record, record["input"])
-    return Labelled(problem, STEP_END.join(steps), tuple(labels))
+    return [Labelled(problem, STEP_END.join(steps), tuple(labels))]
   question = _question(record, where)
   if question is None or "completion" not in record:
     raise ValueError(
@@ -225,7 +247,7 @@ def _labelled(record: Mapping[str, Any], where: str) -> Labelled:
       raise ValueError(f"{where}: the label {label} must be in [0, 1].")
   labels = tuple(None if x is None else float(x) for x in labels)
   completion = _text(record["completion"], where)
-  return Labelled(_problem(record, question), completion, labels)
+  return [Labelled(_problem(record, question), completion, labels)]
 
 
 def _problem(record: Mapping[str, Any], question: str) -> Problem:

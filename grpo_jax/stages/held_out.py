@@ -14,7 +14,7 @@ from grpo_jax.data import preference_batches
 from grpo_jax.data.preferences import Labelled, Pair
 from grpo_jax.rewards import learned
 
-Judged = tuple[Mapping[str, float], calibration.Reliability]
+Judged = tuple[Mapping[str, float | int], calibration.Reliability]
 
 
 def evaluate(

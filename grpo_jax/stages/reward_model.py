@@ -38,12 +38,11 @@ from grpo_jax import (
 )
 from grpo_jax.data import preference_batches, preferences, prompts, tokenizer
 from grpo_jax.losses import preference
-from grpo_jax.models import params as params_lib
 from grpo_jax.models import scoring
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards import learned
-from grpo_jax.stages import held_out, rl
+from grpo_jax.stages import held_out, rl_setup
 from grpo_jax.step import make_update
 from grpo_jax.types import LabelledBatch, PairBatch
 
@@ -96,7 +95,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   known = {
     split: kind.read(config.data.path, split) for split in ("train", "test")
   }
-  source = rl.base_model(config, workdir)
+  source = rl_setup.base_model(config, workdir)
   if source is None:
     return False
   checkpoint.require_source(source)

@@ -123,7 +123,11 @@ class TestSteps:
   def test_end_at_whichever_separator_comes_first(self):
     text = "1 no wait 2 no 等3 ok"
     ends = learned.step_offsets(text, [" wait ", "等"])
-    assert [text[:end] for end in ends] == ["1 no wait ", "1 no wait 2 no 等", text]
+    assert [text[:end] for end in ends] == [
+      "1 no wait ",
+      "1 no wait 2 no 等",
+      text,
+    ]
 
   def test_end_at_a_token_of_theirs(self):
     for problem, text in zip(PROBLEMS, COMPLETIONS, strict=True):

@@ -3,8 +3,6 @@
 import json
 
 import helpers
-import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -12,15 +10,11 @@ import pytest
 from grpo_jax import (
   checkpoint,
   configs,
-  reward_models,
   run_log,
-  sharding,
-  step,
   types,
 )
-from grpo_jax.data import preference_batches, preferences, tokenizer
-from grpo_jax.models import scoring
-from grpo_jax.rewards import combine, learned
+from grpo_jax.data import preferences, tokenizer
+from grpo_jax.rewards import learned
 from grpo_jax.stages import reward_model
 
 TOKENIZER = tokenizer.ByteTokenizer()

@@ -1,0 +1,92 @@
+r"""A reward model: a scalar head on the SFT model, learned from preferences.
+
+  python -m grpo_jax.main --config=experiments/reward_model.py
+
+learns helpfulness from the pairs of `runs/r1_preferences` by Bradley-Terry, on
+the model of `runs/r1_sft`, and reads the final answer only, as in DeepSeek-R1.
+Its directory is then a source of rewards, `reward_model=dict(weight=1.0,
+source="runs/reward_model")`.
+
+  experiments/reward_model.py:safety       pointwise, reads the whole completion
+  experiments/reward_model.py:pair_sum     right against wrong, see
+                                           experiments/r1_preferences.py:pair_sum
+  experiments/reward_model.py:hh_harmless  real dialogues (GRPO_JAX_DATA), on a
+                                           small base of its own
+  experiments/reward_model.py:qwen2.5-7b   the paper's batch, learning rate and
+                                           epoch (not run so far)
+
+RESULT
+"""
+
+from grpo_jax import configs
+
+_HARMLESS = "$GRPO_JAX_DATA/preferences/hh_harmless_base_test.jsonl.gz"
+
+
+def get_config(arg=None):
+  arg = configs.parse_arg(
+    arg,
+    task=("helpfulness", "safety", "pair_sum", "hh_harmless", "qwen2.5-7b"),
+    source="",
+    data="",
+    runs="runs",
+    smoke=False,
+    seed=0,
+  )
+  c = configs.reward_model()
+  c.seed = arg.seed
+  c.source = arg.source or f"{arg.runs}/r1_sft"
+  c.data.path = arg.data or f"{arg.runs}/r1_preferences/dataset"
+  if arg.task == "qwen2.5-7b":
+    c.source = arg.source or f"{arg.runs}/r1_sft-{arg.task}"
+    c.data.path = arg.data or f"{arg.runs}/r1_preferences-{arg.task}/dataset"
+    c.mesh = dict(data=1, fsdp=-1, tensor=1)
+    c.batch.num_microbatches = 8
+    return c
+  c.model = dict(dtype="float32", remat="none")
+  c.prompts.template = "plain"
+  c.max_length = 128
+  c.epochs = 2
+  c.batch.num_rows = 32
+  c.optimizer.update(learning_rate=1e-3, schedule="cosine", warmup_updates=5)
+  c.evaluate.rows_per_batch = 64
+  c.log_every = 5
+  if arg.task == "safety":
+    c.kind = "pointwise"
+    c.reading.reads = "completion"
+  elif arg.task == "pair_sum":
+    c.source = arg.source or f"{arg.runs}/r1_zero/base"
+    c.data.path = arg.data or f"{arg.runs}/r1_preferences-pair_sum/dataset"
+    c.reading.reads = "completion"
+  elif arg.task == "hh_harmless":
+    hh_harmless(c, arg)
+  if arg.smoke:
+    c.epochs = 1
+    c.optimizer.warmup_updates = 0
+    if c.pretrain:
+      c.pretrain.total_steps = 20
+      c.pretrain.optimizer.warmup_updates = 5
+  return c
+
+
+def hh_harmless(c, arg):
+  """Which of two replies people found less harmful, from 2,000 pairs alone."""
+  c.source = arg.source
+  c.data.path = arg.data or _HARMLESS
+  c.prompts.template = "bare"  # A question is a dialogue already.
+  c.reading.reads = "completion"
+  c.max_length = 512
+  c.epochs = 1
+  c.batch.num_rows = 16
+  c.optimizer.learning_rate = 3e-4
+  if not arg.source:
+    c.pretrain = configs.pretrain()
+    c.pretrain.data = dict(
+      name="preference_corpus", split="train", path=c.data.path
+    )
+    c.pretrain.tokenizer.update(
+      vocab_size=2048, byte_fallback=True, symbols=("Human:", "Assistant:")
+    )
+    c.pretrain.batch = dict(num_rows=8, row_length=512, num_microbatches=1)
+    c.pretrain.total_steps = 500
+    c.pretrain.seed = arg.seed
