@@ -7,10 +7,10 @@ the base model of r1_zero gave to its own steps. Its directory is then a source
 of rewards, `process_reward_model=dict(weight=1.0, source="runs/process_reward",
 aggregate="min")`.
 
-  experiments/process_reward.py:big_bench_mistake   traces in which people marked
-                                                    the first wrong step
-                                                    (GRPO_JAX_DATA), on a small
-                                                    base of its own
+  experiments/process_reward.py:big_bench_mistake
+                                  traces in which people marked the first wrong
+                                  step (GRPO_JAX_DATA), on a small base of its
+                                  own
 
 RESULT
 """

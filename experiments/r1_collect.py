@@ -50,7 +50,7 @@ def pair_sum(arg):
     few_shot=dict(
       source=f"{zero}/base",
       template="plain",
-      prompt_slots=96,
+      prompt_slots=128,
       shots="pair_sum",
       num_shots=1,
       num_problems=256,

@@ -59,6 +59,8 @@ def bilingual():
   c = configs.built_in_rl()
   c.total_steps = 24
   c.pretrain = configs.miniature_base()
+  # Measured, not rewarded.
+  c.rewards.language = dict(weight=0.0, language="en", among=("en", "zh"))
   return c
 
 

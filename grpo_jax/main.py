@@ -9,31 +9,12 @@ import pathlib
 import sys
 import traceback
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from grpo_jax import allocator, configs
-from grpo_jax.stages import (
-  evaluate,
-  export,
-  preferences,
-  pretrain,
-  rejection,
-  reward_model,
-  rl,
-  sft,
-)
-
-STAGES = {
-  "evaluate": evaluate.run,
-  "export": export.run,
-  "preferences": preferences.run,
-  "pretrain": pretrain.run,
-  "rejection": rejection.run,
-  "reward_model": reward_model.run,
-  "rl": rl.run,
-  "sft": sft.run,
-}
+from grpo_jax.stages.chain import STAGES
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Experiment, such as experiments/r1_zero.py[:ARGUMENT]."
@@ -48,6 +29,7 @@ _WORKDIR = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
   """Runs the stage that the config names."""
   allocator.keep_freed_memory()
+  keep_compiled_programs()
   if len(argv) > 1:
     sys.exit(f"Unknown argument {argv[1]!r}; see --help.")
   if not flags.FLAGS["verbosity"].present:
@@ -62,6 +44,16 @@ def main(argv: list[str]) -> None:
     if not _is_for_the_user(error):
       raise
     sys.exit(f"{type(error).__name__}: {error}")
+
+
+def keep_compiled_programs() -> None:
+  """Lets later starts, and later stages of a chain, find what was compiled.
+
+  JAX_COMPILATION_CACHE_DIR names another folder.
+  """
+  if not jax.config.jax_compilation_cache_dir:
+    folder = pathlib.Path("~/.cache/grpo_jax/compiled").expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def default_workdir() -> str:

@@ -207,6 +207,9 @@ def results_table(
     rows: title of each row, and the directory with its `results.json`.
     columns: title of each column, the path of its value in the results, with
       slashes, and its format; "-" stands where results have no such value.
+
+  Raises:
+    FileNotFoundError: a directory holds no results.
   """
   titles = [title for title, _, _ in columns]
   first = max(len(title) for title, _ in rows)
@@ -219,6 +222,11 @@ def results_table(
   ]
   for title, name in rows:
     path = pathlib.Path(workdir) / name / "results.json"
+    if not path.is_file():
+      raise FileNotFoundError(
+        f"{path} does not exist: the table's row {title!r} must name an"
+        " evaluation."
+      )
     results = json.loads(path.read_text(encoding="utf-8"))
     cells = [
       f"  {_cell(_value(results, where), layout):>{width}}"

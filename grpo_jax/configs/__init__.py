@@ -6,6 +6,7 @@ from grpo_jax.configs.built_in import (
   built_in_sampling,
   built_in_sft,
   miniature_base,
+  miniature_evaluation,
 )
 from grpo_jax.configs.checks import (
   ConfigError,
@@ -17,6 +18,9 @@ from grpo_jax.configs.checks import (
   nearest,
   parse_arg,
   run_behind,
+)
+from grpo_jax.configs.experiments import (
+  experiment,
 )
 from grpo_jax.configs.flags import (
   parse_flags,
@@ -47,9 +51,11 @@ __all__ = [
   "check_section",
   "collect",
   "evaluate",
+  "experiment",
   "export",
   "made_by",
   "miniature_base",
+  "miniature_evaluation",
   "nearest",
   "parse_arg",
   "parse_flags",

@@ -58,6 +58,31 @@ def miniature_base() -> config_dict.ConfigDict:
   return c
 
 
+def miniature_evaluation() -> config_dict.ConfigDict:
+  """The evaluate stage on the recipe in miniature: sums, and small talk."""
+  c = stages.evaluate()
+  c.model = dict(dtype="float32")
+  c.prompts.template = "plain"
+  section = built_in_evaluation()
+  del section.data
+  c.evaluate.update(section)
+  c.evaluate.greedy = False
+  language = dict(weight=0.0, language="en", among=("en", "zh"))
+  c.datasets = dict(
+    pair_sum=dict(
+      data=dict(name="pair_sum", split="test", test_size=256),
+      rewards=dict(accuracy=1.0, format=0.0, language=language),
+    ),
+    chat=dict(
+      data=dict(name="chat", split="test"),
+      prompts_per_batch=32,
+      sampling=dict(group_size=16),
+      rewards=dict(politeness=1.0),
+    ),
+  )
+  return c
+
+
 def built_in_evaluation() -> config_dict.ConfigDict:
   """`evaluate` for pair_sum: 256 held-out problems, 4 samples each."""
   return config_dict.ConfigDict(

@@ -265,6 +265,7 @@ DATASETS: dict[str, Callable[..., recipes.Recipe | mixtures.Mixture]] = {
   **{f"{t}_corpus": functools.partial(task_corpus, t) for t in tasks.TASKS},
   "miniature_corpus": miniature.corpus,
   "chat": miniature.problems,
+  "chat_examples": miniature.examples,
   "countdown": countdown_problems,
   "reasoning_gym": gym_problems.problems,
   "gsm8k": gsm8k.problems,

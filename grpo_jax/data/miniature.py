@@ -20,7 +20,7 @@ from typing import Any
 
 from grpo_jax import configs
 from grpo_jax.data import prompts, recipes, tasks
-from grpo_jax.types import Problem
+from grpo_jax.types import Example, Problem
 
 ENGLISH = tasks.Words("right", "wrong", " wait ", "just a guess")
 CHINESE = tasks.Words("对", "不", " 等 ", "猜")
@@ -267,6 +267,38 @@ def problems(
     splits=lambda _: {split: records(split) for split in sizes},
     convert=lambda question, answer, details: Problem(
       question, answer, "chat", "", details
+    ),
+  )
+
+
+def examples(
+  *, size: int = 400, seed: int = 0, polite: float = 0.4
+) -> recipes.Recipe:
+  """Conversations of small talk to learn from, see `talk_examples`.
+
+  Args:
+    size: how many.
+    seed: which ones.
+    polite: the share that is polite; the others are curt.
+  """
+  if not 0 <= polite <= 1:
+    raise ValueError(f"{polite=} must be in [0, 1].")
+
+  def records() -> Iterator[Mapping[str, str]]:
+    for asked, said in talk_examples(size=size, seed=seed, polite=polite):
+      yield {"question": asked, "completion": said}
+
+  return recipes.Recipe(
+    key=f"{size}-seed{seed}-polite{polite:g}-{_code()}",
+    origin="chat_examples",
+    fields=("question", "completion"),
+    splits=lambda _: {"train": records()},
+    convert=lambda question, completion: Example(
+      (
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": completion},
+      ),
+      "chat",
     ),
   )
 

@@ -1,0 +1,74 @@
+"""The whole recipe of DeepSeek-R1 in miniature, stage by stage, from nothing.
+
+  python -m grpo_jax.main --config=experiments/r1.py
+
+RESULT
+
+  experiments/r1.py:smoke    a few steps of each stage, to see that all run
+  experiments/r1.py:seed=1   another seed throughout
+"""
+
+from grpo_jax import configs
+
+# What each stage's model is called in the table, and its run.
+_ROWS = (
+  ("base", "r1_zero-bilingual/base"),
+  ("R1-Zero", "r1_zero-bilingual"),
+  ("cold start", "r1_cold_start"),
+  ("RL", "r1_rl"),
+  ("RL, no language term", "r1_rl-no_language"),
+  ("SFT on kept samples", "r1_sft"),
+  ("R1: RL with preferences", "r1_rlhf"),
+)
+_STUDENTS = (
+  ("student: RL alone", "rl"),
+  ("student: distilled", "sft"),
+  ("student: distilled, then RL", "sft_rl"),
+)
+_COLUMNS = (
+  ("accuracy", "datasets/pair_sum/pass@1", "{:.1%}"),
+  ("format", "datasets/pair_sum/format", "{:.1%}"),
+  ("language", "datasets/pair_sum/language", "{:.2f}"),
+  ("length", "datasets/pair_sum/mean_length", "{:.1f}"),
+  ("polite", "datasets/chat/politeness", "{:.2f}"),
+  ("wins", "against/win rate/value", "{:.1%}"),
+)
+_STAGES = (
+  *("r1_zero-bilingual", "r1_collect", "r1_cold_start", "r1_rl"),
+  *("r1_rl-no_language", "r1_rejection", "r1_sft", "r1_preferences"),
+  *("reward_model", "reward_model-safety", "r1_rlhf", "r1_distill"),
+)
+
+
+def get_config(arg=None):
+  arg = configs.parse_arg(arg, smoke=False, seed=0)
+  c = configs.chain()
+  common = f"seed={arg.seed}" + (",smoke" if arg.smoke else "")
+  order, rows = list(_STAGES), []
+  for name in _STAGES:
+    experiment, _, variant = name.partition("-")
+    # A chain within this one has texts about its own directory.
+    runs = "{workdir}/.." if experiment == "r1_distill" else "{workdir}"
+    words = [word for word in (variant, common, f"runs={runs}") if word]
+    c.steps[name] = configs.experiment(__file__, experiment, ",".join(words))
+  for title, run in _ROWS:
+    name = f"table/{run}"
+    c.steps[name] = evaluation(run, arg)
+    order.append(name)
+    rows.append((title, name))
+  rows += [(title, f"r1_distill/table/{run}") for title, run in _STUDENTS]
+  c.order = tuple(order)
+  c.table = dict(rows=tuple(rows), columns=_COLUMNS)
+  return c
+
+
+def evaluation(run, arg):
+  """Held-out sums and small talk, and how often it beats the SFT model."""
+  c = configs.miniature_evaluation()
+  c.seed = arg.seed
+  c.source = f"{{workdir}}/{run}"
+  c.against = c.datasets.chat.to_dict() | dict(source="{workdir}/r1_sft")
+  if arg.smoke:
+    c.evaluate.num_problems = 16
+    c.evaluate.prompts_per_batch = 16
+  return c

@@ -1,0 +1,122 @@
+"""Stages in a row, each reading what the ones before it wrote.
+
+The directory of a chain holds one directory per step. A step that is done is
+skipped, one that was stopped goes on; at the end the results of the steps that
+evaluate are laid side by side.
+"""
+
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from grpo_jax import checkpoint, configs, progress, report, run_log
+from grpo_jax.stages import (
+  evaluate,
+  export,
+  preferences,
+  pretrain,
+  rejection,
+  reward_model,
+  rl,
+  sft,
+)
+
+_DONE = "done.jsonl"
+_WORKDIR = "{workdir}"
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
+  """Runs the steps of a chain in their order; returns whether all are done.
+
+  `config.steps` holds the config of each step by its name, which is also its
+  directory's; `config.order` says which come when. In their texts "{workdir}"
+  stands for the directory of the chain. `config.table` is the table at the end,
+  see `report.results_table`.
+
+  Raises:
+    ValueError: the chain names a step or a stage that does not exist.
+  """
+  check(config)
+  checkpoint.claim(workdir, config.to_dict())
+  seconds = {row["name"]: row["seconds"] for row in _done(workdir)}
+  for number, name in enumerate(config.order, start=1):
+    title = f"[{number}/{len(config.order)}] {name}"
+    if name in seconds:
+      print(f"{title}: done, in {progress.duration(seconds[name])}.")
+      continue
+    print(f"\n{title}:", flush=True)
+    step = filled(config.steps[name], workdir)
+    began = time.monotonic()
+    if STAGES[step.stage](step, workdir / name) is False:
+      print(f"Stopped in {name}; the same command goes on from there.")
+      return False
+    seconds[name] = time.monotonic() - began
+    # A step that was stopped in between counts its last start only.
+    lines = run_log.JsonLines(workdir / _DONE, restored=number - 1)
+    lines.append({"step": number, "name": name, "seconds": seconds[name]})
+    lines.close()
+  print(f"\nAll steps took {progress.duration(sum(seconds.values()))}.\n")
+  text = report.results_table(workdir, **config.table.to_dict())
+  checkpoint.write_text(workdir / "table.txt", text + "\n")
+  print(text)
+  return True
+
+
+def filled(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+  """The config of a step with the chain's directory in its texts."""
+
+  def fill(value: Any) -> Any:
+    if isinstance(value, str):
+      return value.replace(_WORKDIR, str(workdir))
+    if isinstance(value, Mapping):
+      return {key: fill(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+      return type(value)(map(fill, value))
+    return value
+
+  # The texts of a chain within a chain are about its own directory.
+  if config.stage == "chain":
+    return config
+  return ConfigDict(fill(config.to_dict()))
+
+
+def check(config: ConfigDict) -> None:
+  """Raises ConfigError where steps, their order or their stages do not fit."""
+  configs.check_fields(config, configs.chain(), free=("steps", "table"))
+  configs.check_section(
+    "table", config.table, report.results_table, ("workdir",)
+  )
+  steps = set(config.steps)
+  evaluated = (row[1].partition("/")[0] for row in config.table.rows)
+  for name in (*config.order, *evaluated):
+    if name not in steps:
+      raise configs.ConfigError(
+        f"The chain has no step {name!r}; {configs.nearest(name, steps)}"
+      )
+  for name in config.order:
+    stage = config.steps[name].stage
+    if stage not in STAGES:
+      raise configs.ConfigError(
+        f"config.steps.{name}.stage={stage!r} is no stage;"
+        f" {configs.nearest(stage, STAGES)}"
+      )
+
+
+def _done(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  return run_log.read(workdir / _DONE)
+
+
+STAGES: dict[str, Callable[[ConfigDict, pathlib.Path], bool | None]] = {
+  "chain": run,
+  "evaluate": evaluate.run,
+  "export": export.run,
+  "preferences": preferences.run,
+  "pretrain": pretrain.run,
+  "rejection": rejection.run,
+  "reward_model": reward_model.run,
+  "rl": rl.run,
+  "sft": sft.run,
+}
