@@ -53,6 +53,7 @@ class Checkpointer:
     state: TrainState,
     *,
     reference: Params | None = None,
+    value: TrainState | None = None,
     progress: dict[str, Any] | None = None,
   ) -> None:
     """Saves the state after `step` steps.
@@ -61,6 +62,7 @@ class Checkpointer:
       step: steps done.
       state: of training.
       reference: the reference policy, where it is no longer the source.
+      value: of the value model's training, where there is one.
       progress: what else a restart reads, as JSON.
     """
     if step == self.latest():
@@ -76,6 +78,8 @@ class Checkpointer:
     }
     if reference is not None:
       items["reference"] = ocp.args.StandardSave(reference)
+    if value is not None:
+      items["value"] = ocp.args.StandardSave(vars(value))
     self._manager.save(step, args=ocp.args.Composite(**items))
 
   def restore(
@@ -101,6 +105,16 @@ class Checkpointer:
     restored = self._manager.restore(step, args=ocp.args.Composite(**items))
     state = TrainState(params=restored.params, **restored.optimizer)
     return state, restored.get("reference"), progress
+
+  def restore_value(self, step: int, value: TrainState) -> TrainState:
+    """Returns the state of the value model's training.
+
+    Args:
+      step: a saved one.
+      value: shapes and shardings to restore into.
+    """
+    args = ocp.args.Composite(value=ocp.args.StandardRestore(vars(value)))
+    return TrainState(**self._manager.restore(step, args=args).value)
 
   def close(self) -> None:
     """Waits until what was saved is on disk."""

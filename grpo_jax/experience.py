@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from grpo_jax import advantages as advantages_lib
 from grpo_jax import masking, sharding, step
+from grpo_jax.losses import kl
 from grpo_jax.models import scoring
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
@@ -37,32 +38,36 @@ def make_score(
     num_pieces: prompts are scored in this many pieces, one after the other.
   """
 
-  @jax.jit
   def score(
     params: Params,
     prompts: PromptBatch,
     tokens: Int[Array, "P G N"],
     mask: Bool[Array, "P G N"],
   ) -> scoring.Scores:
-    def one(piece: Any) -> scoring.Scores:
-      prompts, tokens, mask = piece
-      scores = scoring.score_completions(
-        params,
-        cfg,
-        prompts.tokens,
-        prompts.mask,
-        tokens,
-        mask,
-        temperature=temperature,
-      )
-      return scores._replace(load={})
+    scores = scoring.score_completions(
+      params,
+      cfg,
+      prompts.tokens,
+      prompts.mask,
+      tokens,
+      mask,
+      temperature=temperature,
+    )
+    return scores._replace(load={})
 
+  return jax.jit(in_pieces(score, num_pieces))
+
+
+def in_pieces(score: Callable[..., Any], num_pieces: int) -> Callable[..., Any]:
+  """Returns `(params, *rows)` that goes through the rows piece by piece."""
+
+  def whole(params: Params, *rows: Any) -> Any:
     if num_pieces == 1:
-      return one((prompts, tokens, mask))
-    pieces = step.cut((prompts, tokens, mask), num_pieces)
-    return step.join(jax.lax.map(one, pieces))
+      return score(params, *rows)
+    pieces = step.cut(rows, num_pieces)
+    return step.join(jax.lax.map(lambda piece: score(params, *piece), pieces))
 
-  return score
+  return whole
 
 
 def make_experience(
@@ -70,6 +75,7 @@ def make_experience(
   scores: Scores,
   old: Float[np.ndarray, "P G N"],
   reference: Float[np.ndarray, "P G N"] | None,
+  values: Float[np.ndarray, "P G N"] | None = None,
   **advantages: Any,
 ) -> Experience:
   """Returns all that the loss reads but its weights, which are zero still.
@@ -79,15 +85,21 @@ def make_experience(
     scores: of its P * G completions.
     old: log-probs under the policy that drew, as the trainer scores it.
     reference: log-probs under the reference.
-    **advantages: of `advantages.group_advantages`.
+    values: returns as the value model predicts them; None where there is none.
+    **advantages: of `advantages.group_advantages`, or with values of
+      `token_advantages`.
   """
   mask = rollout.completion_mask
-  groups = mask.shape[:2]
-  per_row = advantages_lib.group_advantages(
-    jnp.asarray(scores.rewards.reshape(groups)),
-    jnp.asarray(scores.valid.reshape(groups)),
-    **advantages,
-  )
+  per_row = (scores.rewards, scores.valid)
+  rewards, valid = (jnp.asarray(x.reshape(mask.shape[:2])) for x in per_row)
+  if values is None:
+    by_group = advantages_lib.group_advantages(rewards, valid, **advantages)
+    per_token, returns = np.asarray(by_group)[..., None] * mask, None
+  else:
+    rows = jax.tree.map(jnp.asarray, (mask, old, reference, values))
+    per_token, returns = jax.device_get(
+      token_advantages(rewards, valid, *rows, **advantages)
+    )
   return Experience(
     prompts=rollout.prompts,
     tokens=rollout.tokens,
@@ -95,9 +107,61 @@ def make_experience(
     old_logprobs=old,
     ref_logprobs=reference,
     sampler_logprobs=rollout.logprobs,
-    advantages=np.asarray(per_row)[..., None] * mask,
+    advantages=per_token,
     weights=np.zeros(mask.shape, np.float32),
+    values=values,
+    returns=returns,
   )
+
+
+def token_advantages(
+  rewards: Float[Array, "P G"],
+  valid: Bool[Array, "P G"],
+  mask: Bool[Array, "P G N"],
+  old: Float[Array, "P G N"],
+  reference: Float[Array, "P G N"] | None,
+  values: Float[Array, "P G N"],
+  *,
+  discount: float = 1.0,
+  lambda_: float = 1.0,
+  kl_coef: float = 0.0,
+  normalize: bool = True,
+) -> tuple[Float[Array, "P G N"], Float[Array, "P G N"]]:
+  """Advantages of PPO, and the returns that its values are to predict.
+
+  A completion's reward is that of its last token, and a KL term that of each:
+  InstructGPT, https://arxiv.org/abs/2203.02155, section 3.5. Then
+  `advantages.gae`; behind the last token the value is 0, in a truncated
+  completion too, whose reward is for what there is of it.
+
+  Args:
+    rewards: of completions.
+    valid: False where there is none: advantages are 0 and returns NaN.
+    mask: the tokens that the policy chose.
+    old: log-probs under the policy that drew.
+    reference: log-probs under the reference; read where `kl_coef` is not 0.
+    values: as predicted before each token.
+    discount: as in `advantages.gae`.
+    lambda_: as in `advantages.gae`.
+    kl_coef: reward that a nat of `log pi_old - log pi_ref` costs.
+    normalize: advantages have mean 0 and standard deviation 1 over all tokens
+      of the rollout.
+  """
+  lengths = jnp.sum(mask, axis=-1, keepdims=True)
+  is_last = mask & (jnp.cumsum(mask, axis=-1) == lengths)
+  known = mask & valid[..., None]
+  per_token = jnp.where(is_last & known, rewards[..., None], 0.0)
+  if kl_coef:
+    per_token += kl.reward_penalty(old, reference, mask, kl_coef=kl_coef)
+  gae = functools.partial(
+    advantages_lib.gae, discount=discount, lambda_=lambda_
+  )
+  estimates = jax.vmap(jax.vmap(gae))(per_token, values, mask)
+  returns = jnp.where(known, estimates + values, jnp.nan)
+  estimates = jnp.where(known, estimates, 0.0)
+  if normalize:
+    estimates = advantages_lib.batch_normalize(estimates, known)
+  return estimates, returns
 
 
 def trim(rollout: Rollout, multiple: int) -> Rollout:

@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
 from grpo_jax import types
+from grpo_jax.losses import value
 from grpo_jax.rewards import combine
 from grpo_jax.rewards import format as reward_format
 
@@ -38,7 +40,8 @@ def reward_metrics(
   `reward`: mean over the valid rows. `reward_std`: standard deviation in a
   group (ddof 1), mean over the groups of two valid rows or more.
   `frac_reward_zero_std`: share of all P groups that teach nothing, because the
-  deviation is at most `tolerance` or fewer than two rows are valid.
+  deviation is at most `tolerance` or fewer than two rows are valid. Both are
+  left out where a group is one completion.
   `rewards/<name>/mean|std`: each term before its weight, over the rows that it
   scored. `rewards/<name>/<metric>`: the mean of what a term logs besides, such
   as the share of each outcome of grading. `frac_reward_invalid`: share of rows
@@ -47,14 +50,14 @@ def reward_metrics(
   Where nothing is left to average, the mean is NaN.
   """
   rewards = np.where(scores.valid, scores.rewards.astype(np.float64), np.nan)
-  groups = rewards.reshape(-1, group_size)
-  stds = np.array([std(group) for group in groups])
   metrics = {
     "reward": mean(rewards),
-    "reward_std": mean(stds),
-    "frac_reward_zero_std": float(np.mean(~(stds > tolerance))),
     "frac_reward_invalid": float(np.mean(~scores.valid)),
   }
+  if group_size > 1:
+    stds = np.array([std(group) for group in rewards.reshape(-1, group_size)])
+    metrics["reward_std"] = mean(stds)
+    metrics["frac_reward_zero_std"] = float(np.mean(~(stds > tolerance)))
   for name, values in scores.terms.items():
     metrics[f"rewards/{name}/mean"] = mean(values)
     metrics[f"rewards/{name}/std"] = std(values)
@@ -118,6 +121,20 @@ def completion_metrics(
     "completions/clipped_ratio": float(np.asarray(truncated).mean()),
     "completions/reflection_words": mean_reflection_words(completions),
   }
+
+
+def value_metrics(data: types.Experience) -> dict[str, float]:
+  """`value/explained_variance` of the returns, before the update.
+
+  Over all tokens whose return is known; empty where there are no values.
+  """
+  if data.values is None:
+    return {}
+  known = data.completion_mask & ~np.isnan(data.returns)
+  explained = value.explained_variance(
+    *(jnp.where(known, x, 0.0) for x in (data.values, data.returns)), known
+  )
+  return {"value/explained_variance": float(explained)}
 
 
 def mean_over_updates(

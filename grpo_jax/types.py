@@ -86,6 +86,9 @@ class Experience:
     sampler_logprobs: as the sampler computed them; for the gap between both.
     advantages: zero outside completions.
     weights: each token's share of one optimizer update's loss.
+    values: the returns that the value model predicted; None where there is
+      none.
+    returns: what it is to predict; NaN where that is not known.
   """
 
   prompts: PromptBatch
@@ -96,6 +99,8 @@ class Experience:
   sampler_logprobs: Array  # float [P, G, N]
   advantages: Array  # float [P, G, N]
   weights: Array  # float [P, G, N]
+  values: Array | None = None  # float [P, G, N]
+  returns: Array | None = None  # float [P, G, N]
 
 
 @flax.struct.dataclass

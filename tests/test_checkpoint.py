@@ -96,6 +96,25 @@ def test_a_policy_is_loaded_with_the_model_that_it_is(run_of_eight):
   assert_restored(params, state.params)
 
 
+def test_beside_a_value_model_the_policy_is_loaded_alone(tmp_path):
+  mesh = helpers.make_mesh(**helpers.EIGHT)
+  with jax.set_mesh(mesh):
+    state, value = trained(mesh), trained(mesh, seed=5)
+    checkpoint.save_model(tmp_path, CFG)
+    checkpointer = checkpoint.Checkpointer(tmp_path)
+    checkpointer.save(2, state, value=value)
+    checkpointer.close()
+    checkpointer = checkpoint.Checkpointer(tmp_path)
+    got, reference, _ = checkpointer.restore(2, abstract(mesh))
+    got_value = checkpointer.restore_value(2, abstract(mesh))
+    checkpointer.close()
+    _, params, _ = checkpoint.load_policy(tmp_path, mesh)
+  assert reference is None
+  assert_restored(got, jax.device_get(state))
+  assert_restored(got_value, jax.device_get(value))
+  assert_restored(params, jax.device_get(state.params))
+
+
 def test_only_the_newest_stay_and_a_step_is_saved_once(tmp_path):
   mesh = helpers.make_mesh()
   with jax.set_mesh(mesh):

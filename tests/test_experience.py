@@ -129,3 +129,94 @@ def test_rows_are_split_so_that_microbatches_are_too():
   halves = experience.place(data, mesh, 2)
   assert halves.tokens.sharding.spec[:2] == ("data", "fsdp")
   assert halves.prompts.mask.sharding.spec[0] == "data"
+
+
+# With a value model.
+
+
+def slow_token_advantages(
+  rewards, mask, old, reference, values, discount, lambda_, kl_coef
+):
+  """The sums of InstructGPT and of GAE as they are written, in float64."""
+  advantages = np.zeros(mask.shape)
+  for p, g in np.ndindex(mask.shape[:2]):
+    at = np.flatnonzero(mask[p, g])
+    r = np.zeros(len(at))
+    v = np.append(values[p, g, at].astype(float), 0.0)
+    for i, t in enumerate(at):
+      r[i] = -kl_coef * (float(old[p, g, t]) - float(reference[p, g, t]))
+    r[-1] += rewards[p, g]
+    delta = [r[i] + discount * v[i + 1] - v[i] for i in range(len(at))]
+    for i, t in enumerate(at):
+      advantages[p, g, t] = sum(
+        (discount * lambda_) ** (j - i) * delta[j] for j in range(i, len(at))
+      )
+  return advantages, np.where(mask, advantages + values, np.nan)
+
+
+VALUES = np.random.default_rng(5).standard_normal((4, 2, 12), np.float32)
+REFERENCE = np.random.default_rng(6).standard_normal((4, 2, 12), np.float32)
+
+
+def make_token_experience(scores, **changes):
+  rollout = make_rollout()
+  return experience.make_experience(
+    rollout, scores, rollout.logprobs - 0.1, REFERENCE, VALUES, **changes
+  )
+
+
+@pytest.mark.parametrize("discount, lambda_", [(1.0, 1.0), (0.9, 0.5)])
+@pytest.mark.parametrize("kl_coef", [0.0, 0.3])
+def test_advantages_of_tokens_match_a_slow_loop(discount, lambda_, kl_coef):
+  rewards = [1, 0, 0.5, 2, -1, 0, 0, 3]
+  options = dict(discount=discount, lambda_=lambda_, kl_coef=kl_coef)
+  data = make_token_experience(make_scores(rewards), normalize=False, **options)
+  want, returns = slow_token_advantages(
+    np.reshape(rewards, (4, 2)),
+    data.completion_mask,
+    data.old_logprobs,
+    REFERENCE,
+    VALUES,
+    **options,
+  )
+  np.testing.assert_allclose(data.advantages, want, atol=1e-5)
+  np.testing.assert_allclose(data.returns, returns, atol=1e-5)
+  np.testing.assert_array_equal(data.values, VALUES)
+
+
+def test_normalized_they_have_mean_0_and_deviation_1_over_all_tokens():
+  scores = make_scores(range(8), [True] * 7 + [False])
+  data = make_token_experience(scores)
+  inside = data.completion_mask.copy()
+  inside[3, 1] = False
+  assert abs(data.advantages[inside].mean()) < 1e-6
+  assert data.advantages[inside].std(ddof=1) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_completion_without_a_reward_teaches_no_values():
+  data = make_token_experience(make_scores(range(8), [False] + [True] * 7))
+  np.testing.assert_array_equal(data.advantages[0, 0], 0.0)
+  assert np.isnan(data.returns[0, 0]).all()
+  known = ~np.isnan(data.returns)
+  np.testing.assert_array_equal(known[0, 1], data.completion_mask[0, 1])
+
+
+def test_a_group_may_be_one_completion():
+  rollout = make_rollout()
+  rows = {
+    name: x.reshape(8, 1, *x.shape[2:])
+    for name, x in vars(rollout).items()
+    if name != "prompts"
+  }
+  one = rollout.replace(**rows)
+  scores = make_scores(range(8))
+  values, reference = (x.reshape(8, 1, 12) for x in (VALUES, REFERENCE))
+  data = experience.make_experience(
+    one, scores, one.logprobs, reference, values
+  )
+  want = experience.make_experience(
+    rollout, scores, rollout.logprobs, REFERENCE, VALUES
+  )
+  np.testing.assert_allclose(
+    data.advantages.ravel(), want.advantages.ravel(), atol=1e-6
+  )

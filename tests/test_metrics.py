@@ -61,6 +61,10 @@ class TestRewardMetrics:
       }
     )
 
+  def test_one_completion_is_no_group(self):
+    got = metrics.reward_metrics(scores_of([0.5, 1.0]), 1)
+    assert got == {"reward": 0.75, "frac_reward_invalid": 0.0}
+
   def test_rounding_is_no_variance(self):
     rewards = [0.1, 0.1 + 1e-8, 0.1, 0.1, 0.0, 0.1, 0.1, 0.1]
     got = metrics.reward_metrics(scores_of(rewards), 4)

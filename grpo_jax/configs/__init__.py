@@ -36,6 +36,7 @@ from grpo_jax.configs.stages import (
   reward_model,
   rl,
   sft,
+  value,
 )
 
 __all__ = [
@@ -66,4 +67,5 @@ __all__ = [
   "rl",
   "run_behind",
   "sft",
+  "value",
 ]

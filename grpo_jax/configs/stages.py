@@ -81,6 +81,15 @@ def rl() -> config_dict.ConfigDict:
   # `template`: a name in `data.prompts.TEMPLATES`, a file, or "chat" for the
   # chat template of the source's tokenizer.
   c.prompts = dict(template="r1_zero", num_prompts=32, prompt_slots=512)
+  # Of a mixture: by source, how many steps are done before its problems are
+  # asked; 0 for those that are not named.
+  c.from_step = dict()
+  # Problems that are solved always or never are asked less often: a section of
+  # what `data.curriculum.PassRates` reads, such as dict(share=0.25).
+  c.curriculum = None
+  # Groups that all do alike are drawn anew: a section of what
+  # `dynamic_sampling.fill` reads, such as dict(max_rounds=4).
+  c.dynamic_sampling = None
   c.sampling = dict(
     group_size=16,
     max_new_tokens=32_768,
@@ -88,8 +97,14 @@ def rl() -> config_dict.ConfigDict:
     top_p=1.0,
     cache_chunk=4096,
   )
+  # By steps done, fields of `sampling` from then on:
+  # {8200: dict(max_new_tokens=65_536)}.
+  c.schedule = dict()
   c.rewards = dict(accuracy=1.0, format=1.0)
+  # With a value model: what `experience.token_advantages` reads.
   c.advantages = dict(scale="std")
+  # PPO: what `value()` returns.
+  c.value = None
   # Names in `losses.policy.OBJECTIVES` and `masking.WEIGHTINGS`.
   c.objective = "grpo"
   c.weighting = "sequence_mean"
@@ -146,6 +161,17 @@ def sft() -> config_dict.ConfigDict:
   c.evaluate.every = 0
   c.log_every = 1
   c.checkpoint = dict(every=100, keep=2)
+  return c
+
+
+def value() -> config_dict.ConfigDict:
+  """`value` of the rl stage: the value model of PPO."""
+  c = config_dict.ConfigDict()
+  # The run of a reward model to begin with; empty for a copy of the policy.
+  c.source = ""
+  # What `losses.value.value_loss` reads.
+  c.loss = dict(clip=0.2)
+  c.optimizer = _optimizer(1e-5)
   return c
 
 

@@ -207,6 +207,7 @@ class PromptSource:
   may span two epochs. There is no state to save.
 
   Attributes:
+    num_prompts: P, how many prompts a step has.
     steps_per_epoch: steps until every problem was seen once; a fraction.
     longest: tokens of the longest prompt, bos included.
   """
@@ -244,7 +245,7 @@ class PromptSource:
     self._order = (
       grain.MapDataset.range(len(self._problems)).shuffle(seed).repeat()
     )
-    self._num_prompts = num_prompts
+    self.num_prompts = num_prompts
     self._tokenizer = tokenizer
     self._slots = prompt_slots
     self.steps_per_epoch = len(self._problems) / num_prompts
@@ -252,11 +253,22 @@ class PromptSource:
 
   def __call__(self, step: int) -> tuple[PromptBatch, list[Problem]]:
     """The prompts of a step in NumPy, [P, S], and their problems."""
-    first = step * self._num_prompts
-    chosen = [self._order[first + i] for i in range(self._num_prompts)]
-    rows = [self._prompts[i] for i in chosen]
-    batch = pad_prompts(rows, self._tokenizer, self._slots)
-    return batch, [self._problems[i] for i in chosen]
+    first = step * self.num_prompts
+    return self.batch([self.at(first + i) for i in range(self.num_prompts)])
+
+  def at(self, place: int) -> int:
+    """The index of the problem at a place in the order, from 0 on, no end."""
+    return self._order[place]
+
+  def problem(self, index: int) -> Problem:
+    """The problem of an index, with its prompt."""
+    return self._problems[index]
+
+  def batch(self, indices: Sequence[int]) -> tuple[PromptBatch, list[Problem]]:
+    """The prompts of some problems in NumPy, [P, S], and the problems."""
+    rows = [self._prompts[i] for i in indices]
+    prompt_batch = pad_prompts(rows, self._tokenizer, self._slots)
+    return prompt_batch, [self._problems[i] for i in indices]
 
 
 def _checked(text: str, ids: list[int], slots: int) -> np.ndarray:

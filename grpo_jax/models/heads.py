@@ -4,7 +4,7 @@ The shift by one lives here and nowhere else: what these functions return for
 position t belongs to `tokens[..., t]` and was predicted from the position
 before it. P prompts, G completions each, N completion slots; D width, V
 vocabulary. A scalar head has no shift: its number belongs to the token whose
-hidden state it reads.
+hidden state it reads; but a value is that of the state before its token.
 """
 
 import jax.numpy as jnp
@@ -57,18 +57,39 @@ def completion_stats(
     tokens: the completions.
     temperature: logits are divided by it, as they were in sampling.
   """
-  first = jnp.broadcast_to(
-    prompt_hidden[:, None, None], (*hidden.shape[:2], 1, hidden.shape[-1])
-  )
-  first = sharding.reshard_like(first, hidden)
-  predictors = jnp.concatenate([first, hidden[:, :, :-1]], axis=2)
   return vocabulary.token_stats(
-    predictors,
+    _predictors(prompt_hidden, hidden),
     head_matrix(params, cfg),
     tokens,
     temperature=temperature,
     chunk_size=cfg.head_chunk,
   )
+
+
+def completion_values(
+  head: Params,
+  prompt_hidden: Float[Array, "P D"],
+  hidden: Float[Array, "P G N D"],
+) -> Float[Array, "P G N"]:
+  """Returns what a scalar head predicts before each completion token.
+
+  Args:
+    head: of `scalar_specs`.
+    prompt_hidden: as in `completion_stats`.
+    hidden: as in `completion_stats`.
+  """
+  return scalar(head, _predictors(prompt_hidden, hidden))
+
+
+def _predictors(
+  prompt_hidden: Float[Array, "P D"], hidden: Float[Array, "P G N D"]
+) -> Float[Array, "P G N D"]:
+  """The hidden state before each completion token."""
+  first = jnp.broadcast_to(
+    prompt_hidden[:, None, None], (*hidden.shape[:2], 1, hidden.shape[-1])
+  )
+  first = sharding.reshard_like(first, hidden)
+  return jnp.concatenate([first, hidden[:, :, :-1]], axis=2)
 
 
 def text_stats(

@@ -68,6 +68,29 @@ def score_completions(
   return Scores(*stats, jax.tree.map(jnp.add, prompt.load, trace.load))
 
 
+def score_values(
+  params: Params,
+  cfg: ModelConfig,
+  head: Params,
+  prompt_tokens: Int[Array, "P S"],
+  prompt_mask: Bool[Array, "P S"],
+  tokens: Int[Array, "P G N"],
+  completion_mask: Bool[Array, "P G N"],
+) -> Float[Array, "P G N"]:
+  """Returns what a scalar head predicts before each token of completions.
+
+  Arguments are those of `score_completions`; a value has no temperature.
+  """
+  prompt_hidden, prompt = transformer.prefill(
+    params, cfg, prompt_tokens, prompt_mask
+  )
+  positions = transformer.completion_positions(prompt_mask, *tokens.shape[1:])
+  hidden, _ = transformer.forward(
+    params, cfg, tokens, positions, completion_mask, prompt=prompt
+  )
+  return heads.completion_values(head, prompt_hidden, hidden)
+
+
 def score_text(
   params: Params,
   cfg: ModelConfig,

@@ -1,4 +1,4 @@
-"""Reinforcement learning with verifiable rewards: GRPO, as in R1-Zero.
+"""Reinforcement learning: GRPO, as in R1-Zero, or PPO with a value model.
 
 Prompts > rollout > rewards > advantages > update. P prompts, G completions
 each, N completion slots, B = P * G rows.
@@ -6,6 +6,8 @@ each, N completion slots, B = P * G rows.
 
 import functools
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
 from grpo_jax import (
+  dynamic_sampling,
   experience,
   generation,
   metrics,
@@ -36,7 +39,7 @@ from grpo_jax.types import Experience, PromptBatch, Rollout
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
-  """Trains a policy by GRPO; returns whether it got to its last step.
+  """Trains a policy by GRPO or PPO; returns whether it got to its last step.
 
   Raises:
     ValueError: a field of the config is unknown or does not fit the others.
@@ -45,28 +48,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   start = rl_setup.start(config, workdir)
   if start is None:
     return False
-  setup, state, reference, refreshed = start
+  setup, state, value_state, reference, refreshed = start
   del start  # It would keep the first reference in memory.
   mesh, cfg, tok, trainable = setup.mesh, setup.cfg, setup.tok, setup.trainable
+  curriculum, value = setup.curriculum, setup.value
   step = setup.first_step or 0
 
-  sampling = decode.SamplingParams(**config.sampling)
+  programs = functools.cache(functools.partial(make_programs, config, setup))
   num_pieces = rl_setup.num_pieces(config)
-  score = experience.make_score(cfg, sampling.temperature, num_pieces)
-  loss = functools.partial(
-    loss_fn,
-    cfg=cfg,
-    temperature=sampling.temperature,
-    policy_loss=functools.partial(
-      policy.OBJECTIVES[config.objective], **config.loss
-    ),
-  )
-  update = make_update(
-    trainable.loss(loss),
-    setup.tx,
-    num_microbatches=config.batching.num_microbatches,
-    router_bias_rate=config.router_bias_rate,
-  )
   root_key = jax.random.key(config.seed)
   sample_key = jax.random.fold_in(root_key, rl_setup.SAMPLE)
   evaluate_key = jax.random.fold_in(root_key, rl_setup.EVALUATE)
@@ -88,42 +77,68 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     writer.write_evaluation(step, config.evaluate.data.name, results)
     print(f"Held out, after step {step}: {evaluate.summary(results)}")
 
+  def save() -> None:
+    setup.checkpointer.save(
+      step,
+      state,
+      reference=refreshed,
+      value=value_state,
+      progress={"curriculum": curriculum.get_state()},
+    )
+
+  def ask() -> dynamic_sampling.Groups:
+    """Prompts and completions of one rollout, with rewards on their way."""
+    with timer.phase("data"):
+      asked = curriculum.next(step)
+      rows = [p for p in asked.problems for _ in range(sampling.group_size)]
+    with timer.phase("sample"):
+      key = jax.random.fold_in(sample_key, asked.turn)
+      rollout = draw(current, cfg, asked.batch, key, sampling, tok, mesh)
+    with timer.phase("reward"):
+      mask = rollout.completion_mask
+      texts = generation.decoded(tok, rollout.tokens, mask)
+      pending = combine.begin(
+        config.rewards,
+        rows,
+        texts,
+        lengths=mask.sum(axis=-1).ravel(),
+        truncated=rollout.truncated.ravel(),
+        step=step,
+      )
+
+    def finish() -> combine.Scores:
+      with timer.phase("reward"):
+        scores = pending()
+      curriculum.record(asked.indices, scores.terms)
+      return scores
+
+    return dynamic_sampling.Groups(rows, rollout, texts, finish)
+
   if setup.first_step is None:
     evaluate_now()
   with StopRequest() as stop:
     while step < config.total_steps and not stop:
-      with timer.phase("data"):
-        batch, asked = setup.batches(step)
-        rows = [
-          problem for problem in asked for _ in range(sampling.group_size)
-        ]
-      with timer.phase("sample"):
-        key = jax.random.fold_in(sample_key, step)
-        current = trainable.policy(state.params)
-        rollout = draw(current, cfg, batch, key, sampling, tok, mesh)
-        rollout = experience.trim(rollout, config.batching.length_multiple)
-      with timer.phase("reward"):
-        texts = generation.decoded(tok, rollout.tokens, rollout.completion_mask)
-        lengths = rollout.completion_mask.sum(axis=-1).ravel()
-        finish = combine.begin(
-          config.rewards,
-          rows,
-          texts,
-          lengths=lengths,
-          truncated=rollout.truncated.ravel(),
-        )
+      sampling = rl_setup.sampling_at(config, step)
+      score, update = programs(sampling.temperature)
+      current = trainable.policy(state.params)
+      if config.dynamic_sampling is not None:
+        groups, counts = dynamic_sampling.fill(ask, **config.dynamic_sampling)
+      else:
+        groups, counts = ask(), {}
+      rollout = experience.trim(groups.rollout, config.batching.length_multiple)
       with timer.phase("score"):
         placed = experience.place(rollout, mesh, num_pieces)
         given = placed.prompts, placed.tokens, placed.completion_mask
         old = sharding.to_host(score(current, *given))
-        ref = None
+        ref = values = None
         if reference is not None:
           ref = sharding.to_host(score(reference, *given).logprobs)
-      with timer.phase("reward"):
-        scores = finish()  # What remains of it after the device's work.
+        if value is not None:
+          values = sharding.to_host(value.score(value_state.params, *given))
+      scores = groups.finish()  # What remains of it after the device's work.
       with timer.phase("score"):
         data = experience.make_experience(
-          rollout, scores, old.logprobs, ref, **config.advantages
+          rollout, scores, old.logprobs, ref, values, **config.advantages
         )
       with timer.phase("update"):
         updates = []
@@ -135,6 +150,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
         ):
           part = experience.place(part, mesh, config.batching.num_microbatches)
           state, update_metrics = update(state, part, *trainable.frozen)
+          if value is not None:
+            value_state, of_value = value.update(value_state, part)
+            update_metrics |= of_value
           updates.append(sharding.to_host(update_metrics))
       step += 1
       if config.ref_every and step % config.ref_every == 0:
@@ -142,18 +160,27 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
           refreshed = jax.tree.map(jnp.copy, state.params)
           reference = trainable.policy(refreshed)
 
-      mask = rollout.completion_mask
+      mask, lengths = rollout.completion_mask, groups.lengths
       scalars = metrics.mean_over_updates(updates)
       scalars |= metrics.reward_metrics(scores, sampling.group_size)
-      scalars |= metrics.completion_metrics(texts, mask, rollout.truncated)
+      scalars |= metrics.source_metrics(scores, groups.problems)
+      scalars |= metrics.completion_metrics(
+        groups.texts, mask, rollout.truncated
+      )
+      scalars |= metrics.value_metrics(data) | counts | curriculum.metrics()
       gap = correction.sampler_gap(old.logprobs, rollout.logprobs, mask)
-      scalars |= {f"sampling/{name}": value for name, value in gap.items()}
+      scalars |= {f"sampling/{name}": x for name, x in gap.items()}
       scalars["entropy"] = float(old.entropy[mask].mean())
       scalars["learning_rate"] = setup.learning_rate(state.step - 1)
       scalars["num_tokens"] = int(lengths.sum())
       metrics.require_finite(step, scalars)
       completions.write(
-        step, rows, texts, scores, lengths, rollout.truncated.ravel()
+        step,
+        groups.problems,
+        groups.texts,
+        scores,
+        lengths,
+        rollout.truncated.ravel(),
       )
       if step % config.evaluate.every == 0 or step == config.total_steps:
         evaluate_now()
@@ -163,11 +190,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
       writer.write(step, scalars)
       table.show(step, scalars)
       if step % config.print_completions_every == 0:
-        print(progress.render(rows, texts, scores, rows=(0,)))
+        print(progress.render(groups.problems, groups.texts, scores))
       # Last, so that a checkpoint never knows of a step that no file tells of.
       if step % config.checkpoint.every == 0:
-        setup.checkpointer.save(step, state, reference=refreshed)
-  setup.checkpointer.save(step, state, reference=refreshed)
+        save()
+  save()
   setup.checkpointer.close()
   writer.close()
   completions.close()
@@ -178,6 +205,29 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   print(report.compare(workdir))
   print(f"A picture of the run is in {picture}.")
   return True
+
+
+def make_programs(
+  config: ConfigDict, setup: rl_setup.Setup, temperature: float
+) -> tuple[experience.ScoreFn, Callable[..., Any]]:
+  """Returns the compiled scorer and update for completions of a temperature."""
+  loss = functools.partial(
+    loss_fn,
+    cfg=setup.cfg,
+    temperature=temperature,
+    policy_loss=functools.partial(
+      policy.OBJECTIVES[config.objective], **config.loss
+    ),
+  )
+  return (
+    experience.make_score(setup.cfg, temperature, rl_setup.num_pieces(config)),
+    make_update(
+      setup.trainable.loss(loss),
+      setup.tx,
+      num_microbatches=config.batching.num_microbatches,
+      router_bias_rate=config.router_bias_rate,
+    ),
+  )
 
 
 def draw(

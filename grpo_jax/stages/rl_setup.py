@@ -1,7 +1,8 @@
 """What the rl stage begins with: its config checked, its source, its state."""
 
 import pathlib
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -12,12 +13,17 @@ from grpo_jax import (
   advantages,
   checkpoint,
   configs,
+  dynamic_sampling,
+  experience,
   optimizer,
   sharding,
+  value_model,
 )
 from grpo_jax import state as state_lib
+from grpo_jax.data import curriculum as curriculum_lib
 from grpo_jax.data import datasets, prompts, tokenizer
 from grpo_jax.losses import policy
+from grpo_jax.losses import value as value_lib
 from grpo_jax.models import lora, moe
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
@@ -28,6 +34,9 @@ from grpo_jax.stages import evaluate, pretrain
 
 # What a random number is for; steps, rows and positions are folded in after it.
 SAMPLE, EVALUATE, ADAPTERS = 0, 1, 2
+# Fields of `sampling` that a schedule may change; each value of one of them
+# is a program of its own.
+SCHEDULED = ("max_new_tokens", "temperature", "cache_chunk")
 
 
 class Setup(NamedTuple):
@@ -37,11 +46,12 @@ class Setup(NamedTuple):
     mesh: in force.
     cfg: the model.
     tok: of the source.
-    batches: prompts by step.
+    curriculum: the prompts, one batch after the other.
     questions: held-out problems.
     trainable: what of the policy is trained.
     tx: the optimizer.
     learning_rate: by optimizer update.
+    value: the value model; None without.
     checkpointer: of the run's directory.
     first_step: steps already done; None where the run begins.
   """
@@ -49,11 +59,12 @@ class Setup(NamedTuple):
   mesh: Mesh
   cfg: ModelConfig
   tok: tokenizer.Tokenizer
-  batches: prompts.PromptSource
+  curriculum: curriculum_lib.Curriculum
   questions: evaluate.Questions
   trainable: lora.Trainable
   tx: optax.GradientTransformation
   learning_rate: optax.Schedule
+  value: value_model.ValueModel | None
   checkpointer: checkpoint.Checkpointer
   first_step: int | None
 
@@ -64,12 +75,14 @@ class Start(NamedTuple):
   Attributes:
     setup: what stays as it is.
     state: after the steps already done.
+    value_state: of the value model; None without.
     reference: the reference policy; None where nothing reads it.
     refreshed: what was trained of it; None while it is the source.
   """
 
   setup: Setup
   state: state_lib.TrainState
+  value_state: state_lib.TrainState | None
   reference: Params | None
   refreshed: Params | None
 
@@ -94,6 +107,8 @@ def start(config: ConfigDict, workdir: pathlib.Path) -> Start | None:
   template = prompts.read_template(config.prompts.template, chat_too=True)
   data_dir = pathlib.Path(config.data_dir).expanduser()
   problems = datasets.load(**config.data, data_dir=data_dir)
+  from_step = curriculum_lib.first_steps(problems, config.from_step)
+  combine.check_sources(config.rewards, from_step)
   source = base_model(config, workdir)
   if source is None:
     return None
@@ -106,6 +121,12 @@ def start(config: ConfigDict, workdir: pathlib.Path) -> Start | None:
     num_prompts=config.prompts.num_prompts,
     prompt_slots=config.prompts.prompt_slots,
   )
+  pass_rates = None
+  if config.curriculum is not None:
+    pass_rates = curriculum_lib.PassRates(**config.curriculum)
+  curriculum = curriculum_lib.Curriculum(
+    batches, seed=config.seed, from_step=from_step, pass_rates=pass_rates
+  )
   questions = evaluate.make_questions(config.evaluate, tok, template, data_dir)
   settings = lora.LoraConfig(**config.lora)
   cfg, reference, _ = checkpoint.load_policy(
@@ -113,13 +134,17 @@ def start(config: ConfigDict, workdir: pathlib.Path) -> Start | None:
   )
   trainable = lora.trainable(cfg, reference, settings)
   moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)
+  total_updates = config.total_steps * config.batching.num_minibatches
+  tx, learning_rate = optimizer.make_optimizer(
+    total_updates, **config.optimizer
+  )
+  value, value_state = None, None
+  if config.value is not None:
+    value, value_state = start_value(config, cfg, reference, tok, mesh)
   checkpoint.claim(workdir, config.to_dict())
 
   checkpointer = checkpoint.Checkpointer(workdir, keep=config.checkpoint.keep)
   first_step = checkpointer.latest()
-  tx, learning_rate = optimizer.make_optimizer(
-    config.total_steps * config.batching.num_minibatches, **config.optimizer
-  )
   refreshed = None
   if first_step is None:
     tok.save(workdir / "tokenizer")
@@ -130,27 +155,65 @@ def start(config: ConfigDict, workdir: pathlib.Path) -> Start | None:
     state = state_lib.init_state(trainable.start(key, reference, mesh), tx)
   else:
     abstract = params_lib.abstract_params(trainable.specs, mesh)
-    state, refreshed, _ = checkpointer.restore(
+    state, refreshed, progress = checkpointer.restore(
       first_step, state_lib.abstract_state(abstract, tx)
     )
+    curriculum.set_state(progress["curriculum"])
+    if value_state is not None:
+      value_state = checkpointer.restore_value(first_step, value_state)
     if refreshed is not None:
       reference = trainable.policy(refreshed)
     print(f"Going on after step {first_step}.")
-  if not config.loss.kl_coef:
+  if not (config.loss.kl_coef or config.advantages.get("kl_coef")):
     reference = refreshed = None
   setup = Setup(
     mesh=mesh,
     cfg=cfg,
     tok=tok,
-    batches=batches,
+    curriculum=curriculum,
     questions=questions,
     trainable=trainable,
     tx=tx,
     learning_rate=learning_rate,
+    value=value,
     checkpointer=checkpointer,
     first_step=first_step,
   )
-  return Start(setup, state, reference, refreshed)
+  return Start(setup, state, value_state, reference, refreshed)
+
+
+def start_value(
+  config: ConfigDict,
+  cfg: ModelConfig,
+  policy: Params,
+  tok: tokenizer.Tokenizer,
+  mesh: Mesh,
+) -> tuple[value_model.ValueModel, state_lib.TrainState]:
+  """Returns the value model and its state before the first update."""
+  cfg, params = value_model.start(
+    config.value.source, cfg, policy, tok, mesh, **config.model
+  )
+  tx, _ = optimizer.make_optimizer(
+    config.total_steps * config.batching.num_minibatches,
+    **config.value.optimizer,
+  )
+  model = value_model.make(
+    cfg,
+    tx,
+    num_pieces=num_pieces(config),
+    num_microbatches=config.batching.num_microbatches,
+    **config.value.loss,
+  )
+  return model, state_lib.init_state(params, tx)
+
+
+def sampling_at(config: ConfigDict, step: int) -> decode.SamplingParams:
+  """Returns how completions are drawn when `step` steps are done."""
+  fields = dict(config.sampling)
+  for first in sorted(config.schedule):
+    if step >= first:
+      fields |= dict(config.schedule[first])
+  return decode.SamplingParams(**fields)
 
 
 def num_pieces(config: ConfigDict) -> int:
@@ -182,14 +245,15 @@ def check(config: ConfigDict) -> None:
   """
   # Each by itself.
   checked = "sampling", "advantages", "loss", "optimizer", "lora"
-  configs.check_fields(
-    config, configs.rl(), free=("data", "rewards", "pretrain", *checked)
-  )
+  free = "data", "rewards", "pretrain", "schedule", "from_step"
+  configs.check_fields(config, configs.rl(), free=(*free, *checked))
   policy.check(config.objective, config.weighting)
+  if config.value is not None:
+    check_value(config)
   for name, function, given in (
     ("sampling", decode.SamplingParams, ()),
     ("evaluate.sampling", decode.SamplingParams, ()),
-    ("advantages", advantages.group_advantages, ("rewards", "valid")),
+    ("advantages", advantages_of(config), ()),
     (
       "loss",
       policy.OBJECTIVES[config.objective],
@@ -212,19 +276,9 @@ def check(config: ConfigDict) -> None:
   else:
     checkpoint.require_source(config.source)
   combine.check(config.rewards)
-  sampling = decode.SamplingParams(**config.sampling)
   decode.SamplingParams(**config.evaluate.sampling)
-  if sampling.group_size < 2:
-    raise ValueError(
-      f"config.sampling.group_size={sampling.group_size} must be at least 2:"
-      " an advantage compares the completions of a group."
-    )
-  if not sampling.full_support:
-    raise ValueError(
-      "config.sampling must draw from the whole vocabulary at a temperature"
-      " above 0 (top_k=0, top_p=1, min_p=0): the loss scores tokens under"
-      " that distribution."
-    )
+  check_sampling(config)
+  check_prompts(config)
   parts = config.batching.num_minibatches, config.batching.num_microbatches
   optimizer.make_optimizer(config.total_steps * parts[0], **config.optimizer)
   if config.prompts.num_prompts % (parts[0] * parts[1]):
@@ -232,3 +286,98 @@ def check(config: ConfigDict) -> None:
       f"config.prompts.num_prompts={config.prompts.num_prompts} must divide"
       f" by num_minibatches x num_microbatches = {parts[0]} x {parts[1]}."
     )
+
+
+def advantages_of(config: ConfigDict) -> Callable[..., Any]:
+  """Returns the function whose arguments `config.advantages` holds."""
+  if config.value is not None:
+    return experience.token_advantages
+  return advantages.group_advantages
+
+
+def check_sampling(config: ConfigDict) -> None:
+  """Raises ValueError where what is sampled could not be trained on."""
+  for step, changes in config.schedule.items():
+    if not (isinstance(step, int) and step > 0):
+      raise ValueError(
+        f"config.schedule has {step!r}, which is no number of steps above 0."
+      )
+    configs.check_names(f"config.schedule.{step}", changes, SCHEDULED)
+  needs_groups = config.value is None or config.dynamic_sampling is not None
+  if needs_groups and config.sampling.group_size < 2:
+    raise ValueError(
+      f"config.sampling.group_size={config.sampling.group_size} must be at"
+      " least 2: an advantage compares the completions of a group."
+    )
+  for step in (0, *config.schedule):
+    if not sampling_at(config, step).full_support:
+      raise ValueError(
+        "config.sampling must draw from the whole vocabulary at a temperature"
+        " above 0 (top_k=0, top_p=1, min_p=0): the loss scores tokens under"
+        " that distribution."
+      )
+
+
+def check_prompts(config: ConfigDict) -> None:
+  """Raises ValueError where the sections that choose prompts do not fit."""
+  for source, step in config.from_step.items():
+    if not (isinstance(step, int) and step >= 0):
+      raise ValueError(
+        f"config.from_step.{source}={step!r} must be a number of steps."
+      )
+  for name, function, given in (
+    ("curriculum", curriculum_lib.PassRates, ()),
+    ("dynamic_sampling", dynamic_sampling.fill, ("ask",)),
+  ):
+    section = config[name]
+    if section is None:
+      continue
+    configs.check_section(name, section, function, given)
+    term = section.get("term", "accuracy")
+    if term not in config.rewards:
+      raise ValueError(
+        f"config.{name}.term={term!r} is no reward of this config;"
+        f" {configs.nearest(term, config.rewards)}"
+      )
+  if config.curriculum is not None:
+    curriculum_lib.PassRates(**config.curriculum)
+  if config.dynamic_sampling is not None:
+    rounds = config.dynamic_sampling.get("max_rounds", 1)
+    if rounds < 1:
+      raise ValueError(
+        f"config.dynamic_sampling.max_rounds={rounds} must be at least 1."
+      )
+
+
+def check_value(config: ConfigDict) -> None:
+  """Raises an error where `config.value` does not fit.
+
+  Raises:
+    ValueError: a field is unknown or does not fit the others.
+    FileNotFoundError: its source holds no checkpoint.
+  """
+  configs.check_fields(
+    config.value,
+    configs.value(),
+    free=("loss", "optimizer"),
+    path="config.value",
+  )
+  given = "values", "old_values", "returns", "weights"
+  for name, function, filled_in in (
+    ("loss", value_lib.value_loss, given),
+    ("optimizer", optimizer.make_optimizer, ("total_updates",)),
+  ):
+    configs.check_section(
+      f"value.{name}", config.value[name], function, filled_in
+    )
+  clip = config.value.loss.get("clip")
+  if clip is not None and clip <= 0:
+    raise ValueError(
+      f"config.value.loss.clip={clip} must be positive, or None."
+    )
+  for name in ("discount", "lambda_"):
+    number = config.advantages.get(name, 1.0)
+    if not 0 <= number <= 1:
+      raise ValueError(f"config.advantages.{name}={number} must be in [0, 1].")
+  if config.value.source:
+    checkpoint.require_source(config.value.source, "value.source")

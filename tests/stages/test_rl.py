@@ -3,6 +3,7 @@
 P prompts, G completions each, N completion slots.
 """
 
+import copy
 import functools
 import importlib.util
 import pathlib
@@ -13,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import experience, step
+from grpo_jax import configs, experience, reward_models, step
 from grpo_jax.losses import policy
 from grpo_jax.models import scoring
-from grpo_jax.rewards import combine
+from grpo_jax.rewards import combine, learned
 from grpo_jax.sampling import decode
 from grpo_jax.stages import rl, rl_setup
 
@@ -171,7 +172,7 @@ def with_changes(config, changes):
       section = config
       for part in path:
         section = section[part]
-      section[field] = value
+      section[field] = copy.deepcopy(value)
   return config
 
 
@@ -196,6 +197,42 @@ def test_the_papers_experiments_can_be_run_given_a_base(arg, tmp_path):
   rl_setup.check(experiment("r1_zero", f"{arg},base={tmp_path}"))
 
 
+@pytest.mark.parametrize("arg", [None, "smoke", "gae_lambda=0.95"])
+def test_ppo_can_be_run(arg):
+  rl_setup.check(experiment("ppo", arg))
+
+
+@pytest.fixture
+def runs(tmp_path):
+  """A directory with all that stages of the recipe read."""
+  for model in ("", "-qwen2.5-7b"):
+    comma = model.replace("-", ",", 1)
+    for name in ("r1_cold_start", "r1_sft", "reward_model", "base"):
+      (tmp_path / f"{name}{model}" / "checkpoints").mkdir(parents=True)
+    safety = tmp_path / f"reward_model-safety{comma}"
+    (safety / "checkpoints").mkdir(parents=True)
+    for path in (tmp_path / f"reward_model{model}", safety):
+      reward_models.save(path, CFG, learned.Reading(kind="outcome"))
+  return tmp_path
+
+
+@pytest.mark.parametrize(
+  "name, arg",
+  [
+    ("ppo", "base={}/base"),
+    ("ppo", "qwen2.5-7b,base={}/base"),
+    ("r1_rl", "runs={}"),
+    ("r1_rl", "no_language,runs={}"),
+    ("r1_rl", "qwen2.5-7b,runs={}"),
+    ("r1_rlhf", "runs={}"),
+    ("r1_rlhf", "smoke,runs={}"),
+    ("r1_rlhf", "qwen2.5-7b,runs={}"),
+  ],
+)
+def test_stages_can_be_run_given_their_sources(name, arg, runs):
+  rl_setup.check(experiment(name, arg.format(runs)))
+
+
 @pytest.mark.parametrize(
   "changes",
   [
@@ -209,6 +246,21 @@ def test_the_papers_experiments_can_be_run_given_a_base(arg, tmp_path):
 )
 def test_any_argument_of_what_a_section_feeds_is_a_field(changes):
   rl_setup.check(with_changes(experiment("r1_zero"), changes))
+
+
+VALUE = configs.value()
+
+
+def test_a_schedule_changes_how_completions_are_drawn():
+  c = with_changes(
+    experiment("r1_zero"),
+    {"schedule": {5: dict(max_new_tokens=99), 9: dict(temperature=0.7)}},
+  )
+  rl_setup.check(c)
+  drawn = [rl_setup.sampling_at(c, step) for step in (0, 4, 5, 8, 9, 30)]
+  assert [s.max_new_tokens for s in drawn] == [88, 88, 99, 99, 99, 99]
+  assert [s.temperature for s in drawn] == [1, 1, 1, 1, 0.7, 0.7]
+  assert {s.group_size for s in drawn} == {8}
 
 
 @pytest.mark.parametrize(
@@ -237,6 +289,52 @@ def test_any_argument_of_what_a_section_feeds_is_a_field(changes):
     (
       {"lora.rank": 4, "router_bias_rate": 1e-3},
       "router_bias_rate=0.001 moves the router of a .* config.lora.rank",
+    ),
+    (
+      {"schedule": {5: dict(temprature=1.0)}},
+      "schedule.5 has .* 'temperature'",
+    ),
+    ({"schedule": {5: dict(temperature=0.0)}}, "from the whole vocabulary"),
+    (
+      {"schedule": {5: dict(group_size=4)}},
+      "schedule.5 has no field 'group_",
+    ),
+    ({"schedule": {"5": dict()}}, "schedule has '5', which is no number of st"),
+    ({"from_step": dict(chat=-1)}, r"from_step\.chat=-1 must be a number"),
+    ({"curriculum": dict(shar=1)}, "config.curriculum .* mean 'share'"),
+    ({"curriculum": dict(share=0.0)}, r"share=0.0 must be in \(0, 1\]"),
+    ({"curriculum": dict(term="acc")}, "term='acc' is no reward of this"),
+    (
+      {"dynamic_sampling": dict(round=1)},
+      "dynamic_sampling has no field 'ro",
+    ),
+    ({"dynamic_sampling": dict(max_rounds=0)}, "max_rounds=0 must be at least"),
+    (
+      {"dynamic_sampling": dict(term="cosine")},
+      "'cosine' is no reward of",
+    ),
+    ({"value": VALUE}, "config.advantages has no field 'scale'"),
+    (
+      {"value": VALUE, "advantages": dict(lambda_=2.0)},
+      "advantages.lambda_=2.0 must be in",
+    ),
+    (
+      {"value": VALUE, "advantages": dict(), "value.loss.clip": 0.0},
+      "value.loss.clip=0.0 must be positive",
+    ),
+    (
+      {"value": VALUE, "advantages": dict(), "value.loss.clp": 1.0},
+      "config.value.loss has no field 'clp'",
+    ),
+    ({"value": dict(sauce="")}, "config.value has no field 'sauce'"),
+    (
+      {
+        "value": VALUE,
+        "advantages": dict(),
+        "sampling.group_size": 1,
+        "dynamic_sampling": dict(),
+      },
+      "group_size=1 must be at least 2",
     ),
     ({"optimizer.warmup_updates": 99}, "warmup_updates=99 must be below .* 64"),
     (

@@ -1,0 +1,101 @@
+"""R1's second RL stage: reasoning by rules, small talk by what people prefer.
+
+  python -m grpo_jax.main --config=experiments/r1_rlhf.py
+
+trains the policy that experiments/r1_sft.py left in runs/r1_sft. Problems with
+an answer are rewarded by rules. General prompts, and with them the rewards of
+two models, of helpfulness (runs/reward_model) and of safety
+(runs/reward_model-safety), come late, as in the paper: earlier, policies learn
+to exploit such models. The rule that the preferences were made with is logged
+as `rewards/politeness/mean` and earns nothing.
+
+  experiments/r1_rlhf.py:smoke        four steps, two of them with both kinds
+  experiments/r1_rlhf.py:runs=DIR     sources are DIR/NAME instead of runs/NAME
+  experiments/r1_rlhf.py:qwen2.5-7b   the paper's hyperparameters, on GSM8K
+                                      and your prompts (data/prompts.jsonl)
+"""
+
+from grpo_jax import configs
+
+
+def get_config(arg=None):
+  arg = configs.parse_arg(
+    arg,
+    model=("tiny", "qwen2.5-1.5b", "qwen2.5-7b", "qwen2.5-32b"),
+    smoke=False,
+    runs="runs",
+    seed=0,
+  )
+  c, steps, late = built_in(arg) if arg.model == "tiny" else paper(arg)
+  c.seed = arg.seed
+  c.sampling.temperature = 0.7
+  c.total_steps, late = (4, 2) if arg.smoke else (steps, late)
+  # General prompts, and what is preferred of their answers, come late.
+  c.from_step = dict(chat=late)
+  for name in ("helpfulness", "safety"):
+    c.rewards[name].from_step = late
+  return c
+
+
+def preference(source):
+  """The reward of a model of preferences, for general prompts."""
+  return dict(
+    weight=1.0,
+    function="grpo_jax.reward_models:outcome",
+    source=source,
+    only_for=("chat",),
+  )
+
+
+def built_in(arg):
+  """The world in miniature: its config, steps, and those before it is late."""
+  c = configs.built_in_rl()
+  c.source, c.pretrain = f"{arg.runs}/r1_sft", None
+  c.data = mixture(dict(name="pair_sum"), dict(name="chat"))
+  c.rewards = dict(
+    accuracy=dict(weight=1.0, only_for=("pair_sum",)),
+    format=0.25,
+    language=dict(weight=0.5, language="en", among=("en", "zh")),
+    helpfulness=preference(f"{arg.runs}/reward_model"),
+    safety=preference(f"{arg.runs}/reward_model-safety"),
+    politeness=dict(weight=0.0, only_for=("chat",)),
+  )
+  c.evaluate.every = c.checkpoint.every = 8
+  return c, 24, 8
+
+
+def mixture(reasoning, general):
+  """Problems of both kinds in equal shares."""
+  return dict(
+    name="mixture",
+    split="train",
+    parts=dict(
+      reasoning=dict(data=reasoning, weight=1.0),
+      general=dict(data=general, weight=1.0),
+    ),
+  )
+
+
+def paper(arg):
+  """DeepSeek-R1's second RL stage, as far as the paper gives it; as above.
+
+  Not run so far: it wants accelerators. General prompts are yours: one JSON
+  object with a `question` and an empty `answer` on each line.
+  """
+  c = configs.rl()
+  c.source = f"{arg.runs}/r1_sft-{arg.model}"
+  c.mesh = dict(data=1, fsdp=-1, tensor=1)
+  c.prompts.template = "chat"
+  c.batching.num_microbatches = 8
+  c.data = mixture(
+    dict(name="gsm8k"),
+    dict(name="jsonl", path="data/prompts.jsonl", source="chat"),
+  )
+  c.rewards = dict(
+    accuracy=dict(weight=1.0, only_for=("gsm8k",)),
+    format=1.0,
+    language=dict(weight=1.0, language="question"),
+    helpfulness=preference(f"{arg.runs}/reward_model-{arg.model}"),
+    safety=preference(f"{arg.runs}/reward_model-safety,{arg.model}"),
+  )
+  return c, 1_700, 1_300
