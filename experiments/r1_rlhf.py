@@ -51,7 +51,7 @@ def built_in(arg):
   """The world in miniature: its config, steps, and those before it is late."""
   c = configs.built_in_rl()
   c.source, c.pretrain = f"{arg.runs}/r1_sft", None
-  c.data = mixture(dict(name="pair_sum"), dict(name="chat"))
+  c.data = mixture(sums=dict(name="pair_sum"), talk=dict(name="chat"))
   c.rewards = dict(
     accuracy=dict(weight=1.0, only_for=("pair_sum",)),
     format=0.25,
@@ -64,15 +64,12 @@ def built_in(arg):
   return c, 24, 8
 
 
-def mixture(reasoning, general):
-  """Problems of both kinds in equal shares."""
+def mixture(**parts):
+  """As many general prompts as problems with an answer, 8,192 in an epoch."""
   return dict(
     name="mixture",
     split="train",
-    parts=dict(
-      reasoning=dict(data=reasoning, weight=1.0),
-      general=dict(data=general, weight=1.0),
-    ),
+    parts={name: dict(data=data, count=4_096) for name, data in parts.items()},
   )
 
 
@@ -87,10 +84,8 @@ def paper(arg):
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.prompts.template = "chat"
   c.batching.num_microbatches = 8
-  c.data = mixture(
-    dict(name="gsm8k"),
-    dict(name="jsonl", path="data/prompts.jsonl", source="chat"),
-  )
+  talk = dict(name="jsonl", path="data/prompts.jsonl", source="chat")
+  c.data = mixture(sums=dict(name="gsm8k"), talk=talk)
   c.rewards = dict(
     accuracy=dict(weight=1.0, only_for=("gsm8k",)),
     format=1.0,
