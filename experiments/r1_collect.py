@@ -67,7 +67,7 @@ def pair_sum(arg):
       asked,
       source=zero,
       first_problem=512,
-      num_problems=256,
+      num_problems=64,
       rewrite=dict(words=words, retag=True),
     ),
   )
