@@ -7,8 +7,8 @@ paper, and one at temperature 0, and prints a table with 95 % intervals;
 `results.json`, `results.md` and `samples.jsonl` are in its directory. Any of
 these is a field, such as `--config.evaluate.sampling.group_size=64`.
 
-Words after the colon choose datasets, by default the built-in task; several
-come in one table:
+Words after the colon choose datasets, by default the built-in task (built_in);
+several come in one table:
 
   gsm8k, math500, mgsm, humaneval, mbpp   from $GRPO_JAX_DATA (GSM8K may also
                                           be downloaded); mgsm is in five
@@ -16,8 +16,9 @@ come in one table:
                                           thoughts in them
   aime=FILE    JSON lines with `problem` and `answer`; 64 samples a problem
   jsonl=FILE   JSON lines with `question` and `answer`, graded as mathematics
-  base=DIR     also the loss on held-out text (forgetting), here and in the
-               model in DIR; with the built-in task
+  probes       with the built-in task alone: the loss on text that no stage read
+               (of the model in base=DIR, too), and pass@1 with four worked
+               examples in front of each question
   against=DIR  also how often completions earn more than those of the model in
                DIR, on the first of the datasets
 
@@ -41,6 +42,7 @@ def get_config(arg=None):
     mgsm=False,
     humaneval=False,
     mbpp=False,
+    probes=False,
     aime="",
     jsonl="",
     source="runs/r1_zero",
@@ -49,10 +51,13 @@ def get_config(arg=None):
   )
   c = configs.evaluate()
   c.source = arg.source
-  chosen = real_datasets(arg)
-  c.datasets = chosen or {}
-  if arg.built_in or not chosen:
-    built_in(c, arg.base)
+  c.datasets = published(arg)
+  if not c.datasets:
+    built_in(c)
+    if arg.probes or arg.base:
+      built_in_probes(c, arg.base)
+  elif arg.built_in:
+    c.datasets.pair_sum = dict(data=configs.built_in_evaluation().data)
   if arg.mgsm:
     names = {f"mgsm_{language}": language for language in LANGUAGES}
     c.probes.languages = dict(datasets=names)
@@ -64,7 +69,7 @@ def get_config(arg=None):
   return c
 
 
-def built_in(c, base):
+def built_in(c):
   """The built-in task, with a base of minutes: short prompts in float32."""
   c.model = dict(dtype="float32")
   c.prompts = dict(template="plain")
@@ -72,6 +77,10 @@ def built_in(c, base):
   c.datasets.pair_sum = dict(data=section.data)
   del section.data
   c.evaluate.update(section)
+
+
+def built_in_probes(c, base):
+  """What a policy on the built-in task has forgotten, and examples do to it."""
   # Drawn with another seed than training's.
   text = dict(name="pair_sum_corpus", split="train", size=500, seed=1)
   c.probes.forgetting = dict(data=text, row_length=128, num_rows=32, base=base)
@@ -86,8 +95,8 @@ def built_in(c, base):
   )
 
 
-def real_datasets(arg):
-  """By name, how each of the published datasets is asked."""
+def published(arg):
+  """By name, how each dataset that the argument names is asked."""
   datasets = {}
   if arg.gsm8k:
     datasets["gsm8k"] = dict(data=dict(name="gsm8k", split="test"))

@@ -163,25 +163,28 @@ def test_bad_input_is_one_sentence_before_anything_is_compiled_or_written(
 
 def test_evaluate_prints_and_keeps_the_pass_rate_of_another_run(base, tmp_path):
   arguments = [
-    f"--config=experiments/evaluate.py:{base}",
+    f"--config=experiments/evaluate.py:source={base}",
     f"--workdir={tmp_path / 'run'}",
     f"--config.data_dir={tmp_path / 'data'}",
-    "--config.evaluate.data.name=addition",
-    "--config.evaluate.data.test_size=4",
+    "--config.datasets.pair_sum.data.test_size=4",
     "--config.evaluate.prompt_slots=48",
     "--config.evaluate.sampling.group_size=2",
     "--config.evaluate.sampling.max_new_tokens=4",
   ]
   process = start(arguments, JAX_PLATFORMS="cpu")
   assert process.returncode == 0, process.stderr[-2000:]
-  results = json.loads(process.stdout[process.stdout.rindex("{") :])
+  assert "| pair_sum | " in process.stdout
+  written = json.loads((tmp_path / "run/results.json").read_text())
+  results = written["datasets"]["pair_sum"]
   assert (results["problems"], results["samples"]) == (4, 2)
   assert 0 <= results["pass@1"] <= 1
   (kept,) = (
     json.loads(line)
     for line in (tmp_path / "run/evaluations.jsonl").read_text().splitlines()
   )
-  assert kept == results | {"step": 3, "name": "addition"}
+  assert (kept["step"], kept["name"]) == (written["step"], "pair_sum")
+  for name in kept.keys() - {"step", "name"}:
+    assert kept[name] == results[name]
 
 
 @pytest.mark.parametrize(

@@ -239,11 +239,11 @@ def test_adapters_go_on_where_they_were_ended_and_are_exported(
   ):
     np.testing.assert_array_equal(x, y)
   results = run(
-    f"experiments/evaluate.py:{workdir}",
+    f"experiments/evaluate.py:source={workdir}",
     tmp_path / "results",
     data_dir,
-    "--config.evaluate.data.name=addition",
-    "--config.evaluate.data.test_size=8",
+    "--config.datasets.pair_sum.data.name=addition",
+    "--config.datasets.pair_sum.data.test_size=8",
     "--config.evaluate.prompts_per_batch=8",
   )
   assert "pass@1" in results

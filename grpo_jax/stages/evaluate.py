@@ -8,6 +8,7 @@ each.
 import dataclasses
 import functools
 import json
+import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -255,7 +256,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     keep(name, answers[name])
     greedy = None
     if sections[name]["greedy"]:
-      greedy = answer_to(policy, greedily(asked))
+      greedy = answer_to(policy, greedily(asked, mesh))
       keep(name, greedy, greedy=True)
     found[name] = results_lib.details(
       answers[name], greedy=greedy, seed=config.seed
@@ -291,12 +292,17 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   print(table)
 
 
-def greedily(questions: Questions) -> Questions:
-  """Returns the same questions, asked once each at temperature 0."""
+def greedily(questions: Questions, mesh: Mesh) -> Questions:
+  """Returns the same questions, asked once each at temperature 0.
+
+  So many at a time that one completion each divides over the mesh.
+  """
+  devices = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+  size = -(-questions.prompts_per_batch // devices) * devices
   sampling = dataclasses.replace(
     questions.sampling, group_size=1, temperature=0.0
   )
-  return questions._replace(sampling=sampling)
+  return questions._replace(sampling=sampling, prompts_per_batch=size)
 
 
 def merged(common: ConfigDict, section: ConfigDict) -> dict[str, Any]:
