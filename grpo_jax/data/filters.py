@@ -30,9 +30,9 @@ from grpo_jax.rewards import format, parts
 from grpo_jax.rewards import language as language_lib
 from grpo_jax.types import Problem
 
-# `truncated`: whether the completion ran out of room. `kept`: the completions
-# of the same question that are kept already.
-GIVEN = ("truncated", "kept")
+# With a value to check options by. `truncated`: whether the completion ran out
+# of room. `kept`: the completions of the same question that are kept already.
+GIVEN: dict[str, Any] = {"truncated": False, "kept": ()}
 
 _FENCE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
 _PARAGRAPHS = re.compile(r"\n\s*\n")
@@ -71,7 +71,9 @@ def read(section: configs.Section) -> list[Filter]:
         f" {configs.nearest(name, FILTERS)}"
       )
   found = [
-    _filter(name, section[name]) for name in FILTERS if section.get(name, False)
+    _filter(name, section[name])
+    for name in FILTERS
+    if section.get(name, False) is not False
   ]
   return sorted(found, key=lambda each: "kept" in each.given)
 
@@ -117,7 +119,7 @@ def _filter(name: str, options: Any) -> Filter:
       )
   bound = functools.partial(function, **dict(options.items()))
   try:
-    bound(_BLANK, "", **dict.fromkeys(given, ()))
+    bound(_BLANK, "", **{key: GIVEN[key] for key in given})
   except ValueError as error:
     raise configs.ConfigError(f"config.{where}: {error}") from error
   return Filter(name, bound, given)
@@ -166,7 +168,7 @@ def mixes_languages(
   completion: str,
   *,
   language: str = "en",
-  least: float = 0.95,
+  least: float | int = 0.95,
   among: Sequence[str] = (),
 ) -> bool:
   """Whether too few words of the chain of thought are in the language.
@@ -223,7 +225,7 @@ def is_near_duplicate(
   *,
   kept: Sequence[str],
   n: int = 5,
-  most: float = 0.8,
+  most: float | int = 0.8,
 ) -> bool:
   """Whether it shares too much wording with a kept one.
 

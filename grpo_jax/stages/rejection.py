@@ -122,10 +122,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     return True
   for name, way in ways.items():
     checkpoint.require_source(way.source, f"ways.{name}.source")
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = sharding.make_mesh(config.mesh.to_dict())
   jax.set_mesh(mesh)
   data_dir = pathlib.Path(config.data_dir).expanduser()
-  problems = datasets.load(**config.data, data_dir=data_dir)
+  problems = datasets.load(**config.data.to_dict(), data_dir=data_dir)
   tests = test_sets(config.decontaminate, data_dir)
   asking = {
     name: ask(config, way, problems, tests) for name, way in ways.items()
