@@ -125,6 +125,56 @@ def test_pretraining_goes_on_where_it_was_ended(
   assert run_log.history(workdir) == run_log.history(base)
 
 
+SFT = (
+  "--config.num_epochs=30",
+  "--config.batch.num_rows=4",
+  "--config.batch.row_length=40",
+  "--config.log_every=1",
+  "--config.checkpoint.every=7",
+  "--config.evaluate.every=25",
+  "--config.evaluate.data.name=addition",
+  "--config.evaluate.data.test_size=8",
+  "--config.evaluate.prompts_per_batch=8",
+  "--config.evaluate.sampling.max_new_tokens=24",
+  "--config.evaluate.sampling.cache_chunk=24",
+)
+
+
+@pytest.fixture(scope="module")
+def talks(tmp_path_factory):
+  """Conversations for the sft stage."""
+  path = tmp_path_factory.mktemp("talks") / "talks.jsonl"
+  rows = [{"question": f"{i}+1=?", "answer": f"{i + 1}"} for i in range(20)]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return path
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory, base, talks, data_dir):
+  """An uninterrupted run of the sft stage."""
+  workdir = tmp_path_factory.mktemp("runs") / "sft"
+  experiment = f"experiments/r1_cold_start.py:base={base},data={talks}"
+  run(experiment, workdir, data_dir, *SFT)
+  return workdir
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_sft_goes_on_where_it_was_ended(
+  number, tuned, base, talks, tmp_path, data_dir
+):
+  workdir = tmp_path / "run"
+  experiment = f"experiments/r1_cold_start.py:base={base},data={talks}"
+  args = experiment, workdir, data_dir, *SFT
+  code = stop(number, 10, *args)
+  assert code == (0 if number == signal.SIGTERM else -signal.SIGKILL)
+  assert last_step(workdir) < last_step(tuned)
+  assert "Going on after step" in run(*args)
+  assert run_log.history(workdir) == run_log.history(tuned)
+  name = "evaluations.jsonl"
+  assert run_log.read(workdir / name) == run_log.read(tuned / name)
+  assert "already holds all" in run(*args)
+
+
 RL_STEPS = 60
 
 

@@ -40,7 +40,6 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   """
   check(config)
   mesh = sharding.make_mesh(config.mesh)
-  jax.set_mesh(mesh)
   rows = sharding.split_rows(mesh, config.batch.num_rows)[:1]
   template = prompts.read_template(config.prompts.template, chat_too=True)
   data_dir = pathlib.Path(config.data_dir).expanduser()
@@ -65,6 +64,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     )
   cfg = checkpoint.read_model(config.source, **config.model)
   moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)
+  jax.set_mesh(mesh)
   if training.is_finished(workdir, total_steps):
     checkpoint.claim(workdir, config.to_dict())
     print(f"{workdir} already holds all {total_steps} steps.")
