@@ -1,6 +1,6 @@
 """From a rollout and its rewards to what the loss reads.
 
-P prompts, G completions each, N completion slots, M pieces.
+P prompts, G completions each, S prompt slots, N completion slots, M pieces.
 """
 
 import functools
@@ -20,7 +20,7 @@ from grpo_jax.models import scoring
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards.combine import Scores
-from grpo_jax.types import Experience, PromptBatch, Rollout
+from grpo_jax.types import Experience, PromptBatch, Rollout, TextBatch
 
 ScoreFn = Callable[[Params, PromptBatch, Any, Any], scoring.Scores]
 
@@ -176,6 +176,29 @@ def trim(rollout: Rollout, multiple: int) -> Rollout:
     tokens=rollout.tokens[..., :keep],
     completion_mask=rollout.completion_mask[..., :keep],
     logprobs=rollout.logprobs[..., :keep],
+  )
+
+
+def as_text(rollout: Rollout) -> TextBatch:
+  """Returns a rollout on the host as P * G rows of text of S + N positions.
+
+  The weights are the token mean over what the policy chose.
+  """
+  group, slots = rollout.tokens.shape[1:]
+
+  def join(prompts: np.ndarray, completions: np.ndarray) -> np.ndarray:
+    repeated = np.repeat(prompts, group, axis=0)
+    return np.concatenate([repeated, completions.reshape(-1, slots)], axis=1)
+
+  real = join(rollout.prompts.mask, rollout.completion_mask)
+  weights = masking.token_mean(jnp.asarray(rollout.completion_mask))
+  return TextBatch(
+    tokens=join(rollout.prompts.tokens, rollout.tokens),
+    segments=real.astype(np.int32),
+    positions=np.asarray(masking.positions(jnp.asarray(real))),
+    weights=join(
+      np.zeros(rollout.prompts.mask.shape, np.float32), np.asarray(weights)
+    ),
   )
 
 

@@ -28,6 +28,7 @@ from grpo_jax.configs.flags import (
 from grpo_jax.configs.stages import (
   chain,
   collect,
+  distill,
   evaluate,
   export,
   preferences,
@@ -51,6 +52,7 @@ __all__ = [
   "check_names",
   "check_section",
   "collect",
+  "distill",
   "evaluate",
   "experiment",
   "export",

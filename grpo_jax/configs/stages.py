@@ -175,6 +175,50 @@ def value() -> config_dict.ConfigDict:
   return c
 
 
+def distill() -> config_dict.ConfigDict:
+  """The distill stage: towards a teacher's distribution at every token."""
+  c = _common("distill")
+  # Steps; 0 for as many as `num_epochs` of `data` take.
+  c.total_steps = 0
+  c.num_epochs = 2
+  # Directories of the policy and of the teacher, of a run or of Hugging Face.
+  c.source = ""
+  c.teacher = ""
+  # How both are computed.
+  c.model = dict(dtype="bfloat16", remat="full", head_chunk=2048)
+  # "divergence": over the vocabulary. "advantage": REINFORCE on the policy's
+  # own tokens.
+  c.objective = "divergence"
+  # What `losses.distill.full_divergence` reads.
+  c.divergence = dict(kind="forward_kl", beta=0.5, temperature=1.0)
+  # The chance that a step's text is the policy's own, to `prompts`, and not of
+  # `data`.
+  c.on_policy_share = 0.0
+  c.data = dict(name="records", split="train", path="")
+  c.batch = dict(
+    num_rows=64, row_length=32_768, num_microbatches=8, length_multiple=512
+  )
+  c.prompts = dict(
+    template="r1_zero",
+    data=dict(name="gsm8k", split="train"),
+    num_prompts=64,
+    prompt_slots=512,
+  )
+  c.sampling = dict(
+    group_size=1,
+    max_new_tokens=32_256,
+    temperature=1.0,
+    top_p=1.0,
+    cache_chunk=4096,
+  )
+  c.optimizer = _optimizer(1e-4) | dict(schedule="cosine", final_fraction=0.1)
+  # A sigmoid router's biases move by this towards an even load, per update.
+  c.router_bias_rate = 0.0
+  c.log_every = 10
+  c.checkpoint = dict(every=100, keep=1)
+  return c
+
+
 def evaluate() -> config_dict.ConfigDict:
   """The evaluate stage: what a run's newest checkpoint, or a model, can do."""
   c = _common("evaluate")

@@ -355,6 +355,21 @@ def fingerprint(tokenizer: Tokenizer) -> str:
   return digest.hexdigest()
 
 
+def difference(a: Tokenizer, b: Tokenizer) -> str:
+  """What `a` has otherwise than `b`, "X and not Y"; "" where ids mean the same.
+
+  Template and special roles do not count, stop tokens do.
+  """
+  if a.vocab_size != b.vocab_size:
+    return f"{a.vocab_size} ids and not {b.vocab_size}"
+  for i in range(a.vocab_size):
+    if a.piece(i) != b.piece(i):
+      return f"{a.piece(i)!r} as id {i} and not {b.piece(i)!r}"
+  if set(a.eos_ids) != set(b.eos_ids):
+    return f"the stop tokens {a.eos_ids} and not {b.eos_ids}"
+  return ""
+
+
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
   """A pattern that splits at any of the texts; at none if there are none."""
   # Longer ones first, so that one may begin with another.

@@ -81,8 +81,7 @@ def full_divergence(
     ValueError: as in `vocabulary.token_stats`; an unknown `kind`, or `beta`
       outside (0, 1).
   """
-  _check(kind, beta)
-  vocabulary.check_temperature(temperature)
+  check(kind=kind, beta=beta, temperature=temperature)
   hidden, head = chunking.gather_width(hidden, head)
   teacher = chunking.gather_width(teacher_hidden, teacher_head)
   settings = (kind, beta, temperature, chunk_size)
@@ -109,8 +108,7 @@ def logits_divergence(
   Raises:
     ValueError: an unknown `kind`, or an argument out of its range.
   """
-  _check(kind, beta)
-  vocabulary.check_temperature(temperature)
+  check(kind=kind, beta=beta, temperature=temperature)
   log_q = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
   log_p = jax.nn.log_softmax(teacher_logits.astype(jnp.float32) / temperature)
   return jnp.sum(
@@ -142,7 +140,7 @@ def top_k_divergence(
   Raises:
     ValueError: an unknown `kind`, or `beta` outside (0, 1).
   """
-  _check(kind, beta)
+  check(kind=kind, beta=beta)
   log_q = _with_rest(logprobs.astype(jnp.float32))
   log_p = _with_rest(teacher_logprobs.astype(jnp.float32))
   return jnp.sum(
@@ -172,11 +170,19 @@ def on_policy_advantages(
   )
 
 
-def _check(kind, beta):
+def check(
+  *, kind: str = "forward_kl", beta: float = 0.5, temperature: float = 1.0
+) -> None:
+  """Refuses what `full_divergence` refuses; call it with the config.
+
+  Raises:
+    ValueError: an unknown `kind`, or an argument out of its range.
+  """
   if kind not in KINDS:
     raise ValueError(f"{kind=} must be one of {KINDS}.")
   if kind == "js" and not 0 < beta < 1:
     raise ValueError(f"{beta=} must be between 0 and 1.")
+  vocabulary.check_temperature(temperature)
 
 
 def _summands(log_p, log_q, kind, beta):

@@ -114,6 +114,14 @@ def text_stats(
   )
 
 
+def text_predictors(hidden: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+  """Returns the hidden state that predicts each token; 0 at position 0.
+
+  As for `text_stats`, a packed document's first token must have weight 0.
+  """
+  return jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
+
+
 def scalar_specs(cfg: ModelConfig) -> Specs:
   """Returns the parameters of a scalar head: a reward or a value per token.
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from grpo_jax import checkpoint, configs, progress, report, run_log
 from grpo_jax.stages import (
+  distill,
   evaluate,
   export,
   preferences,
@@ -90,7 +91,10 @@ def check(config: ConfigDict) -> None:
     "table", config.table, report.results_table, ("workdir",)
   )
   steps = set(config.steps)
-  evaluated = (row[1].partition("/")[0] for row in config.table.rows)
+  # A row of the table is a step, or within one that is a chain itself.
+  within = tuple(f"{step}/" for step in steps)
+  rows = (row[1] for row in config.table.rows)
+  evaluated = (name for name in rows if not name.startswith(within))
   for name in (*config.order, *evaluated):
     if name not in steps:
       raise configs.ConfigError(
@@ -111,6 +115,7 @@ def _done(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 STAGES: dict[str, Callable[[ConfigDict, pathlib.Path], bool | None]] = {
   "chain": run,
+  "distill": distill.run,
   "evaluate": evaluate.run,
   "export": export.run,
   "preferences": preferences.run,

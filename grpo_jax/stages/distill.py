@@ -1,0 +1,325 @@
+"""Distillation on logits: the policy learns a teacher's distribution.
+
+At every token of a completion the policy is compared with the teacher over the
+whole vocabulary. The tokens are those of a dataset, such as the teacher's kept
+completions, or the policy's own: generalized knowledge distillation (GKD,
+https://arxiv.org/abs/2306.13649, algorithm 1). It needs one vocabulary for
+both; the sft stage on the teacher's completions needs none.
+
+P prompts, G completions each; B rows of text.
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from grpo_jax import (
+  checkpoint,
+  configs,
+  experience,
+  optimizer,
+  progress,
+  sharding,
+  training,
+)
+from grpo_jax.data import conversations, datasets, prompts, tokenizer
+from grpo_jax.losses import distill, policy
+from grpo_jax.models import heads, moe, scoring, transformer
+from grpo_jax.models import params as params_lib
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.params import Params
+from grpo_jax.sampling import decode
+from grpo_jax.stages import rl
+from grpo_jax.step import make_update
+from grpo_jax.types import TextBatch
+
+# What a random number is for; the step comes after it.
+_SAMPLE, _CHOOSE = 0, 1
+
+_COLUMNS = (
+  progress.Column("divergence", "divergence", "10.4f"),
+  *progress.TEXT_COLUMNS[1:],
+)
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
+  """Trains `config.source` towards `config.teacher`; returns whether to go on.
+
+  Raises:
+    ValueError: a field of the config is unknown or does not fit the others, or
+      policy and teacher do not share a vocabulary.
+    FileNotFoundError: there is no policy, no teacher or no dataset.
+  """
+  check(config)
+  mesh = sharding.make_mesh(config.mesh)
+  jax.set_mesh(mesh)
+  share, total_steps = config.on_policy_share, config.total_steps
+  pieces = config.batch.num_microbatches
+  for count in num_rows(config):
+    rows = sharding.split_rows(mesh, count // pieces)[:1]
+  tok = tokenizer.load(checkpoint.tokenizer_directory(config.source))
+  template = prompts.read_template(config.prompts.template, chat_too=True)
+  data_dir = pathlib.Path(config.data_dir).expanduser()
+  cfg = checkpoint.read_model(config.source, **config.model)
+  moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)
+  given = config, tok, template, data_dir
+  if share < 1:
+    texts = make_texts(*given)
+    total_steps = total_steps or texts.num_steps
+  if share > 0:
+    write = make_write(*given, cfg, mesh)
+  tx, learning_rate = optimizer.make_optimizer(total_steps, **config.optimizer)
+
+  def batch(step: int) -> TextBatch | Callable[[Params], TextBatch]:
+    chance = np.random.default_rng([config.seed, _CHOOSE, step]).random()
+    if chance < share:
+      return functools.partial(write, step)
+    return texts(step % texts.num_steps)
+
+  checkpoint.claim(workdir, config.to_dict())
+  if training.is_finished(workdir, total_steps):
+    print(f"{workdir} already holds all {total_steps} steps.")
+    return True
+  tok.save(workdir / "tokenizer")
+  checkpoint.save_model(workdir, cfg)
+  teacher_cfg, teacher, _ = checkpoint.load_policy(
+    config.teacher, mesh, frozen=True, **config.model
+  )
+  loss = functools.partial(
+    _OBJECTIVES[config.objective], cfg=cfg, teacher_cfg=teacher_cfg
+  )
+  if config.objective == "divergence":
+    loss = functools.partial(loss, **config.divergence)
+  update = make_update(
+    loss,
+    tx,
+    num_microbatches=pieces,
+    router_bias_rate=config.router_bias_rate,
+  )
+  return training.train(
+    workdir,
+    mesh,
+    specs=params_lib.param_specs(cfg),
+    start=lambda: checkpoint.load_policy(config.source, mesh)[1],
+    tx=tx,
+    learning_rate=learning_rate,
+    update=update,
+    batches=training.ByStep(batch),
+    rows=rows,
+    num_tokens=training.text_tokens,
+    total_steps=total_steps,
+    log_every=config.log_every,
+    checkpoint_every=config.checkpoint.every,
+    keep=config.checkpoint.keep,
+    frozen=(teacher,),
+    columns=_COLUMNS,
+  ).finished
+
+
+def make_texts(
+  config: ConfigDict,
+  tok: tokenizer.Tokenizer,
+  template: str,
+  data_dir: pathlib.Path,
+) -> conversations.ConversationSource:
+  """Returns the packed conversations of `config.data`, by step."""
+  texts = conversations.ConversationSource(
+    datasets.load(**config.data, data_dir=data_dir),
+    tok,
+    template,
+    num_rows=config.batch.num_rows,
+    row_length=config.batch.row_length,
+    num_epochs=config.num_epochs,
+    seed=config.seed,
+    tell=print,
+  )
+  print(
+    f"{texts.num_kept:,} conversations of {texts.num_tokens:,} tokens;"
+    f" {texts.num_too_long:,} are longer than a row and left out."
+  )
+  return texts
+
+
+def make_write(
+  config: ConfigDict,
+  tok: tokenizer.Tokenizer,
+  template: str,
+  data_dir: pathlib.Path,
+  cfg: ModelConfig,
+  mesh: Mesh,
+) -> Callable[[int, Params], TextBatch]:
+  """Returns what the policy writes at a step, as a function of its parameters.
+
+  P prompts of `config.prompts`, G completions each, are P * G rows.
+  """
+  source = prompts.PromptSource(
+    datasets.load(**config.prompts.data, data_dir=data_dir),
+    tok,
+    template,
+    num_prompts=config.prompts.num_prompts,
+    prompt_slots=config.prompts.prompt_slots,
+    seed=config.seed,
+  )
+  sampling = decode.SamplingParams(**config.sampling)
+  root_key = jax.random.key(config.seed)
+  sample_key = jax.random.fold_in(root_key, _SAMPLE)
+
+  def write(step: int, params: Params) -> TextBatch:
+    batch, _ = source(step)
+    key = jax.random.fold_in(sample_key, step)
+    rollout = rl.draw(params, cfg, batch, key, sampling, tok, mesh)
+    rollout = experience.trim(rollout, config.batch.length_multiple)
+    return experience.as_text(rollout)
+
+  return write
+
+
+def num_rows(config: ConfigDict) -> list[int]:
+  """Returns the rows of each kind of batch: of `data`, of the policy's own."""
+  drawn = config.prompts.num_prompts * config.sampling.group_size
+  share = config.on_policy_share
+  return [config.batch.num_rows] * (share < 1) + [drawn] * (share > 0)
+
+
+def divergence_loss(
+  params: Params,
+  batch: TextBatch,
+  teacher: Params,
+  *,
+  cfg: ModelConfig,
+  teacher_cfg: ModelConfig,
+  **divergence: Any,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Returns the divergence from the teacher over the vocabulary, in nats.
+
+  A vocabulary that is padded further than the other's counts up to the other's
+  size; no token is beyond it.
+
+  Args:
+    params: of the policy.
+    batch: whose weights say where it is compared.
+    teacher: its parameters, constants.
+    cfg: the policy's model.
+    teacher_cfg: the teacher's.
+    **divergence: of `losses.distill.full_divergence`.
+  """
+  text = batch.tokens, batch.positions, batch.segments
+  hidden, trace = transformer.forward(params, cfg, *text)
+  teacher_hidden, _ = transformer.forward(teacher, teacher_cfg, *text)
+  size = min(cfg.vocab_size, teacher_cfg.vocab_size)
+  per_token = distill.full_divergence(
+    heads.text_predictors(hidden),
+    heads.head_matrix(params, cfg)[:, :size],
+    heads.text_predictors(teacher_hidden),
+    heads.head_matrix(teacher, teacher_cfg)[:, :size],
+    chunk_size=cfg.head_chunk,
+    **divergence,
+  )
+  loss, metrics = distill.distill_loss(per_token, batch.weights)
+  return loss, metrics | {"expert_load": trace.load}
+
+
+def advantage_loss(
+  params: Params,
+  batch: TextBatch,
+  teacher: Params,
+  *,
+  cfg: ModelConfig,
+  teacher_cfg: ModelConfig,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Returns REINFORCE's loss with log p - log pi of each token for advantage.
+
+  In expectation over the policy's own tokens its gradient is that of the
+  reverse KL at each of them. The metric "divergence" is the same estimate of
+  it, and may be negative.
+
+  Args:
+    params: of the policy that wrote the batch.
+    batch: whose weights say where it is compared.
+    teacher: its parameters, constants.
+    cfg: the policy's model.
+    teacher_cfg: the teacher's.
+  """
+  text = batch.tokens, batch.positions, batch.segments
+  scores = scoring.score_text(params, cfg, *text)
+  wanted = scoring.score_text(teacher, teacher_cfg, *text).logprobs
+  old = jax.lax.stop_gradient(scores.logprobs)
+  advantages = distill.on_policy_advantages(old, wanted, batch.weights > 0)
+  loss, metrics = policy.reinforce_loss(
+    scores.logprobs, old, None, advantages, batch.weights
+  )
+  metrics = {
+    "weight": metrics["weight"],
+    "divergence": -(batch.weights * advantages).sum(),
+    "expert_load": scores.load,
+  }
+  return loss, metrics
+
+
+_OBJECTIVES = {"divergence": divergence_loss, "advantage": advantage_loss}
+
+
+def check(config: ConfigDict) -> None:
+  """Raises an error of one sentence if the config cannot be run.
+
+  Raises:
+    ValueError: a field is unknown or does not fit the others, or policy and
+      teacher have different vocabularies.
+    FileNotFoundError: `config.source` or `config.teacher` holds no model.
+  """
+  checked = "data", "model", "divergence", "sampling", "optimizer"
+  configs.check_fields(config, configs.distill(), free=checked)
+  for name, function, given in (
+    ("divergence", distill.full_divergence, ("chunk_size",)),
+    ("sampling", decode.SamplingParams, ()),
+    ("optimizer", optimizer.make_optimizer, ("total_updates",)),
+  ):
+    configs.check_section(name, config[name], function, given)
+  distill.check(**config.divergence)
+  sampling = decode.SamplingParams(**config.sampling)
+  if config.objective not in _OBJECTIVES:
+    raise ValueError(
+      f"config.objective={config.objective!r} must be one of"
+      f" {tuple(_OBJECTIVES)}."
+    )
+  share = config.on_policy_share
+  if not 0 <= share <= 1:
+    raise ValueError(f"config.on_policy_share={share} must be in [0, 1].")
+  if share == 1 and config.total_steps < 1:
+    raise ValueError(
+      f"config.total_steps={config.total_steps} must say how many, for with"
+      " on_policy_share=1 there are no epochs of data."
+    )
+  if config.objective == "advantage":
+    drawn_as_scored = sampling.full_support and sampling.temperature == 1
+    if share < 1 or not drawn_as_scored:
+      raise ValueError(
+        'config.objective="advantage" learns from what the policy itself draws:'
+        " it needs on_policy_share=1 and a sampling of temperature 1 from the"
+        " whole vocabulary (top_k=0, top_p=1, min_p=0)."
+      )
+  pieces = config.batch.num_microbatches
+  for count in num_rows(config):
+    if count % pieces:
+      raise ValueError(
+        f"The rows of a batch, {count}, must divide by"
+        f" config.batch.num_microbatches={pieces}."
+      )
+  checkpoint.require_source(config.source)
+  checkpoint.require_source(config.teacher, "teacher")
+  tok, teacher_tok = (
+    tokenizer.load(checkpoint.tokenizer_directory(source))
+    for source in (config.source, config.teacher)
+  )
+  if differs := tokenizer.difference(tok, teacher_tok):
+    raise ValueError(
+      f"Policy and teacher need one vocabulary, but the policy has {differs} as"
+      " the teacher has; train on the teacher's completions instead"
+      ' (config.stage="sft").'
+    )
