@@ -46,14 +46,14 @@ def get_config(arg=None):
     c.source = arg.source or f"{arg.runs}/r1_zero/base"
     c.data = dict(name="pair_sum", split="train")
     c.rewards = dict(accuracy=0.8, format=0.2)
-    c.pairs.margin = 0.5
-    c.num_problems = 1024
+    c.pairs = dict(margin=0.5, per_problem=4)
+    c.num_problems = 2048
   if arg.task == "steps":
     c.kind = "steps"
     c.num_problems = 256
     c.rewards = dict(accuracy=1.0)
     # As the toy's thoughts try again, in English and in Chinese.
-    c.steps = dict(separators=(" wait ", "等"), continuations=8)
+    c.steps = dict(separators=(" wait ", " 等 "), continuations=8)
   if arg.smoke:
     c.num_problems = 16
     c.prompts.prompts_per_batch = 16

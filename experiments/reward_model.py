@@ -88,5 +88,5 @@ def hh_harmless(c, arg):
       vocab_size=2048, byte_fallback=True, symbols=("Human:", "Assistant:")
     )
     c.pretrain.batch = dict(num_rows=8, row_length=512, num_microbatches=1)
-    c.pretrain.total_steps = 500
+    c.pretrain.total_steps = 300
     c.pretrain.seed = arg.seed

@@ -231,8 +231,11 @@ def _labelled(record: Mapping[str, Any], where: str) -> list[Labelled]:
     if mistake is not None:
       unknown = [None] * (len(steps) - mistake - 1)
       labels = [*labels[:mistake], 0.0, *unknown]
+    # A blank step is none.
+    kept = [x for x in zip(steps, labels, strict=True) if x[0].strip()]
+    completion = STEP_END.join(step for step, _ in kept)
     problem = _problem(record, record["input"])
-    return [Labelled(problem, STEP_END.join(steps), tuple(labels))]
+    return [Labelled(problem, completion, tuple(x for _, x in kept))]
   question = _question(record, where)
   if question is None or "completion" not in record:
     raise ValueError(

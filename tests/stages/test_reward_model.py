@@ -1,8 +1,11 @@
 """Reward models learn from pairs and labels, and are sources of rewards."""
 
+import functools
 import json
 
 import helpers
+import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -10,20 +13,19 @@ import pytest
 from grpo_jax import (
   checkpoint,
   configs,
+  reward_models,
   run_log,
-  types,
+  sharding,
+  step,
 )
-from grpo_jax.data import preferences, tokenizer
-from grpo_jax.rewards import learned
-from grpo_jax.stages import reward_model
+from grpo_jax.data import preference_batches, preferences, tokenizer
+from grpo_jax.models import scoring
+from grpo_jax.rewards import combine, learned
+from grpo_jax.stages import held_out, reward_model
 
 TOKENIZER = tokenizer.ByteTokenizer()
 CFG = helpers.tiny(num_layers=1, d_model=32, head_dim=8, vocab_size=264)
 READING = learned.Reading("outcome", template="{question}\n")
-
-
-def problem(question):
-  return types.Problem(question, "", "mine", "")
 
 
 def make_pairs(count):
@@ -61,7 +63,7 @@ def make_config(source, path, kind="bradley_terry", **changes):
   c.reading.reads = "completion"
   c.max_length = 64
   c.batch.num_rows = 16
-  c.epochs = 3
+  c.epochs = 2
   c.optimizer.learning_rate = 3e-3
   c.evaluate.rows_per_batch = 16
   c.log_every = 1
@@ -73,7 +75,7 @@ def make_config(source, path, kind="bradley_terry", **changes):
 def trained(source, tmp_path_factory):
   """A finished Bradley-Terry model: its config and its directory."""
   folder = tmp_path_factory.mktemp("bradley_terry")
-  path = write(folder / "pairs.jsonl", make_pairs(400))
+  path = write(folder / "pairs.jsonl", make_pairs(250))
   config = make_config(source, path, normalize=dict(unit_variance=True))
   assert reward_model.run(config, folder / "run")
   return config, folder / "run"
@@ -86,5 +88,203 @@ def test_pairs_that_differ_by_a_letter_are_learned(trained):
   assert first["loss"] == pytest.approx(np.log(2))
   assert last["accuracy"] > 0.9 and last["loss"] < first["loss"]
   assert last["pairs"] == sum(
-    preferences.split_of(f"Is it {i}?") == "test" for i in range(400)
+    preferences.split_of(f"Is it {i}?") == "test" for i in range(250)
   )
+
+
+def test_a_finished_run_is_left_as_it_is(trained, capsys):
+  config, workdir = trained
+  before = (workdir / "metrics.jsonl").read_bytes()
+  assert reward_model.run(config, workdir)
+  assert "already holds a finished reward model" in capsys.readouterr().out
+  assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def load(workdir):
+  mesh = helpers.make_mesh()
+  cfg, params, reading = reward_models.load(workdir, mesh, dtype="float32")
+  return learned.RewardModel(params, cfg, TOKENIZER, mesh, reading, 64, 16)
+
+
+def test_rewards_have_mean_zero_and_unit_variance_over_the_reference(trained):
+  config, workdir = trained
+  pairs = preferences.pairs(config.data.path, "train")
+  chosen, rejected = held_out.pair_scores(load(workdir), pairs)
+  both = np.append(chosen, rejected)
+  np.testing.assert_allclose([both.mean(), both.std()], [0, 1], atol=1e-4)
+
+
+def test_a_saved_model_scores_pairs_as_the_run_said(trained):
+  _, workdir = trained
+  saved = json.loads((workdir / "reward_model.json").read_text())
+  result = run_log.read(workdir / "evaluations.jsonl")[-1]
+  pairs = preferences.pairs(trained[0].data.path, "test")
+  chosen, rejected = held_out.pair_scores(load(workdir), pairs)
+  margin = float(np.mean(chosen - rejected)) * saved["std"]
+  assert margin == pytest.approx(result["margin"], rel=1e-4)
+  section = dict(
+    reward_model=dict(
+      weight=1.0,
+      source=str(workdir),
+      max_length=64,
+      rows_per_batch=16,
+      dtype="float32",
+    )
+  )
+  problems, texts = [p.problem for p in pairs], [p.chosen for p in pairs]
+  with jax.set_mesh(helpers.make_mesh()):
+    scores = combine.score(section, problems, texts)
+  np.testing.assert_allclose(scores.rewards, chosen, rtol=1e-4, atol=1e-4)
+
+
+def test_the_reliability_table_is_written_and_counts_every_pair(trained):
+  _, workdir = trained
+  found = json.loads((workdir / "reliability.json").read_text())
+  result = run_log.read(workdir / "evaluations.jsonl")[-1]
+  assert sum(found["counts"]) == result["pairs"]
+  assert found["error"] == result["calibration_error"]
+
+
+def test_an_unfinished_run_is_no_reward_model(source, tmp_path):
+  checkpoint.save_model(tmp_path, CFG)
+  with pytest.raises(FileNotFoundError, match="when it is finished"):
+    reward_models.load(tmp_path, helpers.make_mesh())
+
+
+def test_single_labels_give_the_probability_that_a_text_is_good(
+  source, tmp_path
+):
+  # A pair is two labelled texts, the chosen one good.
+  path = write(tmp_path / "pairs.jsonl", make_pairs(150))
+  config = make_config(source, path, "pointwise", epochs=4)
+  assert reward_model.run(config, tmp_path / "run")
+  last = run_log.read(tmp_path / "run" / "evaluations.jsonl")[-1]
+  assert last["accuracy"] > 0.9 and last["roc_auc"] > 0.95
+  assert last["positive"] == last["majority"] == 0.5
+  pairs = preferences.pairs(path, "test")
+  chosen, rejected = held_out.pair_scores(load(tmp_path / "run"), pairs)
+  assert ((0 < chosen) & (chosen < 1)).all() and (
+    chosen > rejected
+  ).mean() > 0.9
+
+
+def test_labels_of_steps_give_the_probability_of_each_step(source, tmp_path):
+  rng = np.random.default_rng(0)
+
+  def trace(i):
+    steps = rng.choice(["b yes", "d yes", "b no", "d no"], 3).tolist()
+    labels = [float("yes" in step) for step in steps]
+    return dict(
+      question=f"Steps of {i}?", completion="; ".join(steps), labels=labels
+    )
+
+  path = write(tmp_path / "steps.jsonl", map(trace, range(150)))
+  config = make_config(source, path, "process", epochs=4)
+  config.reading.separators = ("; ",)
+  assert reward_model.run(config, tmp_path / "run")
+  last = run_log.read(tmp_path / "run" / "evaluations.jsonl")[-1]
+  assert last["accuracy"] > 0.9 and last["first_mistake"] > 0.8
+  assert last["labels"] == 3 * last["texts"]
+
+
+class TestLosses:
+  ROWS = [
+    dict(question="q", chosen="y" * (i + 1), rejected="n" * (9 - i), margin=i)
+    for i in range(8)
+  ]
+
+  def batch(self, tmp_path, num_rows=8):
+    path = write(tmp_path / "pairs.jsonl", self.ROWS)
+    pairs = preferences.pairs(path, "train")
+    rows = preference_batches.encode_pairs(READING, TOKENIZER, pairs, 64)
+    return rows, preference_batches.collate_pairs(rows, num_rows, 64, 0)
+
+  @staticmethod
+  def params(mesh=None):
+    body = helpers.make_params(CFG, mesh)
+    params = learned.from_policy(body, CFG, mesh or helpers.make_mesh())
+    head = {
+      "weight": params["reward"]["weight"]
+      + np.linspace(-1, 1, CFG.d_model, dtype=np.float32),
+      "bias": params["reward"]["bias"],
+    }
+    return params | {"reward": head}
+
+  @pytest.mark.parametrize("num_rows", [8, 11])
+  def test_that_of_pairs_is_a_loop_in_float64(self, tmp_path, num_rows):
+    rows, batch = self.batch(tmp_path, num_rows)
+    params = self.params()
+    loss, metrics = reward_model.pair_loss(
+      params, batch, cfg=CFG, margin_coef=0.1, center_coef=0.01
+    )
+
+    def score(ids):
+      tokens = jnp.asarray([ids])
+      positions = jnp.arange(len(ids))[None]
+      scalars = scoring.score_scalars(
+        params, CFG, params["reward"], tokens, positions, jnp.ones_like(tokens)
+      )
+      return np.float64(scalars[0, -1])
+
+    want = []
+    for row in rows:
+      chosen, rejected = score(row.chosen.ids), score(row.rejected.ids)
+      wanted = chosen - rejected - 0.1 * row.margin
+      want.append(np.log1p(np.exp(-wanted)) + 0.01 * (chosen + rejected) ** 2)
+    assert float(loss) == pytest.approx(np.mean(want), rel=1e-5)
+    assert float(metrics["weight"]) == pytest.approx(1)
+
+  def test_eight_devices_and_microbatches_give_the_gradient_of_one(
+    self, tmp_path
+  ):
+    _, batch = self.batch(tmp_path)
+    loss = functools.partial(reward_model.pair_loss, cfg=CFG)
+    found = {}
+    for sizes in ({}, helpers.EIGHT):
+      mesh = helpers.make_mesh(**sizes)
+      with jax.set_mesh(mesh):
+        params = self.params(mesh)
+        axes = sharding.split_rows(mesh, 4)[:1]
+        placed = sharding.place(mesh, batch, axes)
+        for pieces in (1, 2):
+          found[len(sizes), pieces] = jax.device_get(
+            jax.jit(step.gradients, static_argnums=(0, 3))(
+              loss, params, placed, pieces
+            )
+          )
+    for tree in found.values():
+      helpers.assert_trees_close(tree, found[0, 1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("changes", "says"),
+  [
+    (dict(kind="dpo"), "must be one of bradley_terry, pointwise, process"),
+    (dict(loss=dict(beta=1.0)), "no field 'beta'"),
+    (dict(normalize=dict(reference="all")), "both or chosen"),
+    (
+      dict(kind="process", reading=dict(reads="answer")),
+      "reads the completion",
+    ),
+    (dict(data=dict(path="runs/r1_preferences/dataset")), "r1_preferences.py"),
+    (dict(source="runs/r1_sft"), "No model in"),
+    (dict(kind="process"), "do the separators"),
+    (dict(max_length=8), "nothing to train on"),
+  ],
+)
+def test_what_does_not_fit_is_one_sentence_and_leaves_nothing(
+  source, tmp_path, changes, says
+):
+  rows = [dict(r, label=1.0, completion="a\n\nb") for r in make_pairs(60)]
+  if changes.get("kind") == "process":
+    rows = [
+      dict(question=r["question"], completion=r["completion"], label=1.0)
+      for r in rows
+    ]
+  path = write(tmp_path / "rows.jsonl", rows)
+  config = make_config(source, path)
+  with config.unlocked():
+    config.update(changes)
+  with pytest.raises((ValueError, OSError), match=says):
+    reward_model.run(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
