@@ -24,6 +24,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import pathlib
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -383,31 +384,33 @@ def _continued(
   continuations: int,
 ) -> list[float]:
   """The mean of what continuations of each beginning earn; NaN for none."""
-  found, start = [], 0
+  slots = policy.prompt_slots + policy.sampling.max_new_tokens
+  # What is no valid text may have more tokens than were drawn.
+  fits = [i for i, beginning in enumerate(begun) if len(beginning.ids) <= slots]
+  found, place = [math.nan] * len(begun), 0
   for batch in generation.generate(
     policy.params,
     policy.cfg,
     policy.tok,
-    [drawn.completions.problems[b.row] for b in begun],
-    [b.ids for b in begun],
+    [drawn.completions.problems[begun[i].row] for i in fits],
+    [begun[i].ids for i in fits],
     key,
     policy.mesh,
-    prompt_slots=policy.prompt_slots + policy.sampling.max_new_tokens,
+    prompt_slots=slots,
     prompts_per_batch=policy.prompts_per_batch,
     sampling=dataclasses.replace(policy.sampling, group_size=continuations),
   ):
-    owners = [
-      begun[start + i // continuations] for i in range(len(batch.texts))
+    owners = fits[place : place + len(batch.texts) // continuations]
+    place += len(owners)
+    begins = [
+      drawn.completions.texts[begun[i].row][: begun[i].end]
+      for i in owners
+      for _ in range(continuations)
     ]
-    start += len(batch.texts) // continuations
-    whole = batch._replace(
-      texts=[
-        drawn.completions.texts[owner.row][: owner.end] + text
-        for owner, text in zip(owners, batch.texts, strict=True)
-      ]
-    )
-    earned = score(rewards, whole).reshape(-1, continuations)
-    found += [metrics.mean(row) for row in earned]
+    texts = [a + b for a, b in zip(begins, batch.texts, strict=True)]
+    earned = score(rewards, batch._replace(texts=texts))
+    for i, row in zip(owners, earned.reshape(len(owners), -1), strict=True):
+      found[i] = metrics.mean(row)
   return found
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import signal
 
 import helpers
 import jax
@@ -288,3 +289,26 @@ def test_what_does_not_fit_is_one_sentence_and_leaves_nothing(
   with pytest.raises((ValueError, OSError), match=says):
     reward_model.run(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
+
+
+def test_a_stopped_run_goes_on_to_the_same_model(
+  trained, tmp_path, monkeypatch
+):
+  config, workdir = trained
+  batch_of = preference_batches.Batches.__call__
+
+  def stop(batches, step):
+    if step == 5:
+      signal.raise_signal(signal.SIGTERM)
+    return batch_of(batches, step)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(preference_batches.Batches, "__call__", stop)
+    assert not reward_model.run(config, tmp_path / "run")
+  assert not reward_models.is_saved(tmp_path / "run")
+  assert reward_model.run(config, tmp_path / "run")
+  assert run_log.history(tmp_path / "run") == run_log.history(workdir)
+  for name in ("reward_model.json", "reliability.json", "evaluations.jsonl"):
+    assert (tmp_path / "run" / name).read_bytes() == (
+      workdir / name
+    ).read_bytes()
