@@ -36,7 +36,8 @@ _COLUMNS = (
 _STAGES = (
   *("r1_zero-bilingual", "r1_collect", "r1_cold_start", "r1_rl"),
   *("r1_rl-no_language", "r1_rejection", "r1_sft", "r1_preferences"),
-  *("reward_model", "reward_model-safety", "r1_rlhf", "r1_distill"),
+  *("reward_model", "r1_preferences-safety", "reward_model-safety"),
+  *("r1_rlhf", "r1_distill"),
 )
 
 

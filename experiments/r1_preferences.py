@@ -6,6 +6,8 @@ draws four completions for each general prompt from `runs/r1_sft` and compares
 them by the built-in rule of politeness; `runs/r1_preferences/dataset` holds the
 pairs, as JSON lines and for TFDS. A stopped run goes on where it was.
 
+  experiments/r1_preferences.py:safety       harmless or not, of the base, which
+                                             is sometimes rude
   experiments/r1_preferences.py:pair_sum     right against wrong answers of the
                                              base model of r1_zero
   experiments/r1_preferences.py:steps        its steps of thinking, labelled by
@@ -22,7 +24,7 @@ from grpo_jax import configs
 def get_config(arg=None):
   arg = configs.parse_arg(
     arg,
-    task=("chat", "pair_sum", "steps", "qwen2.5-7b"),
+    task=("chat", "safety", "pair_sum", "steps", "qwen2.5-7b"),
     source="",
     runs="runs",
     smoke=False,
@@ -42,6 +44,11 @@ def get_config(arg=None):
     c.data = dict(name="chat", split="train")
     c.rewards = dict(politeness=1.0)
     c.pairs = dict(margin=0.2, per_problem=4)
+  elif arg.task == "safety":
+    c.kind = "labels"
+    c.source = arg.source or f"{arg.runs}/r1_zero-bilingual/base"
+    c.data = dict(name="chat", split="train")
+    c.rewards = dict(harmless=1.0)
   else:
     c.source = arg.source or f"{arg.runs}/r1_zero/base"
     c.data = dict(name="pair_sum", split="train")

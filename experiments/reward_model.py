@@ -53,6 +53,7 @@ def get_config(arg=None):
   c.log_every = 5
   if arg.task == "safety":
     c.kind = "pointwise"
+    c.data.path = arg.data or f"{arg.runs}/r1_preferences-safety/dataset"
     c.reading.reads = "completion"
   elif arg.task == "pair_sum":
     c.source = arg.source or f"{arg.runs}/r1_zero/base"

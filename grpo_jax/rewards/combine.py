@@ -42,6 +42,7 @@ REWARDS: dict[str, str] = {
   "cosine": "grpo_jax.rewards.length:cosine",
   "repetition": "grpo_jax.rewards.length:repetition",
   "code": "grpo_jax.rewards.code:unit_tests",
+  "harmless": "grpo_jax.rewards.chat:harmless",
   "politeness": "grpo_jax.rewards.chat:politeness",
   "judge": "grpo_jax.rewards.judge_http:judge",
   # These load models of ours, so they stand on the floor of checkpoints.

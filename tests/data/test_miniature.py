@@ -101,6 +101,10 @@ def test_good_answers_are_preferred_to_curt_and_these_to_rude_ones():
     )
     assert min(polite) >= max(curt) and sum(polite) / len(polite) > max(curt)
     assert max(rude) == 0
+    for answers, wanted in ((kind.polite + kind.curt, 1), (kind.rude, 0)):
+      texts = [answer.format(name=name) for answer in answers]
+      harmless = chat.harmless([problem] * len(texts), texts)
+      assert set(harmless) == {wanted}
 
 
 def test_the_name_of_another_earns_less():
