@@ -230,6 +230,89 @@ def test_the_reference_is_the_policy_right_after_a_refresh(whole):
   assert kl[13] < 0.25 * kl[12]
 
 
+# All that changes on the way: a value model, two sources of which one comes
+# late with its own term, groups drawn anew, pass rates, a schedule.
+CHANGES = """
+from grpo_jax import configs
+
+def get_config(arg):
+  c = configs.built_in_rl()
+  c.source, c.pretrain = arg, None
+  c.total_steps = 14
+  c.value = configs.value()
+  c.value.optimizer.learning_rate = 1e-2
+  c.advantages = dict(lambda_=0.95, kl_coef=0.05)
+  c.objective, c.loss.kl_coef, c.ref_every = "ppo", 0.0, 5
+  sums = dict(name="addition", train_size=24)
+  c.data = dict(
+    name="mixture",
+    split="train",
+    parts=dict(
+      early=dict(data=sums, count=12),
+      late=dict(data=dict(name="jsonl", path=arg + "/../late.jsonl"), count=12),
+    ),
+  )
+  c.from_step = dict(jsonl=6)
+  c.rewards = dict(
+    format=1.0,
+    tag_count=dict(weight=0.5, from_step=4),
+    repetition=dict(
+      weight=1.0, ngram=3, only_for=("jsonl",)
+    ),
+  )
+  c.curriculum = dict(term="format", share=0.4)
+  c.dynamic_sampling = dict(term="format", max_rounds=3)
+  c.schedule = {8: dict(max_new_tokens=32, temperature=0.8)}
+  c.prompts.num_prompts, c.sampling.group_size = 4, 4
+  c.sampling.max_new_tokens = c.sampling.cache_chunk = 24
+  c.batching.length_multiple = 32
+  c.checkpoint.every, c.evaluate.every = 3, 99
+  c.evaluate.data = dict(name="addition", split="test", test_size=8)
+  c.evaluate.prompts_per_batch = 8
+  c.evaluate.sampling.max_new_tokens = 24
+  c.evaluate.sampling.cache_chunk = 24
+  return c
+"""
+
+
+@pytest.mark.slow
+def test_ppo_and_all_that_changes_on_the_way_goes_on_where_it_was_ended(
+  base, tmp_path, data_dir
+):
+  experiment = tmp_path / "changes.py"
+  experiment.write_text(CHANGES)
+  rows = [{"question": f"{i}+1=?", "answer": f"{i + 1}"} for i in range(12)]
+  (base / ".." / "late.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  whole, workdir = tmp_path / "whole", tmp_path / "run"
+  args = f"{experiment}:{base}", data_dir
+  run(args[0], whole, args[1])
+  stop(signal.SIGKILL, 10, args[0], workdir, args[1])
+  assert last_step(workdir) < 14
+  assert "Going on after step" in run(args[0], workdir, args[1])
+  history = run_log.history(whole)
+  assert run_log.history(workdir) == history
+  lines = run_log.read(whole / "completions.jsonl")
+  assert run_log.read(workdir / "completions.jsonl") == lines
+  # Each of them did something.
+  first = {row["step"]: row for row in history}
+  assert all(
+    ("reward/jsonl" in row) <= (step > 6) for step, row in first.items()
+  )
+  assert any("reward/jsonl" in row for row in history)
+  assert [row["rewards/tag_count/mean"] is None for row in history] == (
+    [True] * 4 + [False] * 10
+  )
+  assert max(row["dynamic_sampling/rounds"] for row in history) > 1
+  assert any(row["curriculum/passed_over"] for row in history[:6])
+  assert any(line["length"] > 24 for line in lines if line["step"] > 8)
+  assert all(line["length"] <= 24 for line in lines if line["step"] <= 8)
+  assert all(abs(row["ratio/mean"] - 1) < 0.2 for row in history)
+  assert {row["value/explained_variance"] for row in history} != {0.0}
+  # What is loaded of such a run is the policy.
+  _, params, step = checkpoint.load_policy(workdir, helpers.make_mesh())
+  assert step == 14 and "reward" not in params
+
+
 def files(directory: pathlib.Path) -> dict[str, bytes]:
   found = (path for path in directory.rglob("*") if path.is_file())
   return {str(path.relative_to(directory)): path.read_bytes() for path in found}
