@@ -10,8 +10,7 @@ which says where they came from and what was dropped for which reason.
 RESULT
 
   experiments/r1_rejection.py:source=DIR   another policy
-  experiments/r1_rejection.py:qwen2.5-7b   real models: GSM8K and a judge's
-                                           threshold are a few fields below
+  experiments/r1_rejection.py:qwen2.5-7b   the paper's filters on GSM8K
   experiments/r1_rejection.py:smoke        two batches
 """
 
@@ -27,7 +26,7 @@ def get_config(arg=None):
     runs="runs",
     seed=0,
   )
-  c = pair_sum() if arg.model == "tiny" else paper(arg)
+  c = pair_sum() if arg.model == "tiny" else paper()
   c.seed = arg.seed
   source = f"{arg.runs}/r1_rl"
   if arg.model != "tiny":
@@ -50,7 +49,7 @@ def pair_sum():
   return c
 
 
-def paper(arg):
+def paper():
   """The paper's filters on GSM8K, with its test split kept out.
 
   Not run so far: it wants accelerators. For problems that no rule can grade add
@@ -58,7 +57,6 @@ def paper(arg):
     c.rewards.judge = dict(weight=1.0, url="http://HOST:8000/v1", model="NAME")
     c.keep.judge = 1.0
   """
-  del arg
   c = configs.rejection()
   c.mesh = dict(data=1, fsdp=-1, tensor=1)
   c.decontaminate.tests = dict(

@@ -8,7 +8,9 @@ in what is made readable before it is scored, so they are three such sections
 and no stage of their own.
 
 `completions.jsonl` grows batch by batch and decides where a run goes on;
-`dataset/` is written from it at the end.
+`dataset/` is written from it at the end. A run that was killed and started
+again writes the same records.jsonl and dataset.json, to the byte, and the same
+records for TFDS, whose files order the fields of a record as they like.
 
 P prompts a batch, k completions each.
 """

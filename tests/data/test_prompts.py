@@ -160,3 +160,24 @@ def test_a_chat_template_that_is_not_there_or_not_wanted_is_an_error():
     prompts.ask(problems(1), template, TOKENIZER, 99)
   with pytest.raises(ValueError, match="'chat' is neither a file nor one of"):
     prompts.read_template("chat")
+
+
+def test_the_next_turn_is_the_word_before_the_question():
+  turns = {name: prompts.next_turn(t) for name, t in prompts.TEMPLATES.items()}
+  assert turns["plain"] == turns["r1_zero"] == "User:"
+  assert turns["bare"] == turns["detailed"] == ""
+  assert prompts.next_turn(prompts.CHAT) == ""
+
+
+def test_worked_examples_are_turns_before_the_question():
+  shots = [prompts.Shot("1+1=?", "<think>easy</think><answer>2</answer>")]
+  template = prompts.TEMPLATES["plain"]
+  (asked,), _ = prompts.ask(problems(1), template, TOKENIZER, 256, shots=shots)
+  assert asked.prompt == (
+    "User: 1+1=?\nAssistant:<think>easy</think><answer>2</answer>\n"
+    + template.replace("{question}", asked.question)
+  )
+  opened = prompts.TEMPLATES["plain_thinking"]
+  (asked,), _ = prompts.ask(problems(1), opened, TOKENIZER, 256, shots=shots)
+  assert asked.prompt.count("<think>") == 2
+  assert asked.prompt.startswith("User: 1+1=?\nAssistant:<think>easy</think>")
