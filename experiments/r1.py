@@ -50,8 +50,12 @@ def get_config(arg=None):
     experiment, _, variant = name.partition("-")
     # A chain within this one has texts about its own directory.
     runs = "{workdir}/.." if experiment == "r1_distill" else "{workdir}"
-    words = [word for word in (variant, common, f"runs={runs}") if word]
+    words = [word for word in (variant, common) if word]
+    if experiment != "r1_zero":  # It reads no other run.
+      words.append(f"runs={runs}")
     c.steps[name] = configs.experiment(__file__, experiment, ",".join(words))
+    if arg.smoke:
+      smaller(c.steps[name])
   for title, run in _ROWS:
     name = f"table/{run}"
     c.steps[name] = evaluation(run, arg)
@@ -63,6 +67,19 @@ def get_config(arg=None):
   return c
 
 
+def smaller(c):
+  """Makes a stage go through on what models of a few steps write."""
+  if c.stage == "chain":
+    for step in c.steps.values():
+      smaller(step)
+  if c.stage == "rl" and c.pretrain:
+    c.pretrain.total_steps = 60
+  if c.stage == "rejection":
+    c.keep, c.filters = {}, {}
+  if "evaluate" in c and c.evaluate and "num_problems" in c.evaluate:
+    c.evaluate.num_problems = c.evaluate.prompts_per_batch = 16
+
+
 def evaluation(run, arg):
   """Held-out sums and small talk, and how often it beats the SFT model."""
   c = configs.miniature_evaluation()
@@ -70,6 +87,5 @@ def evaluation(run, arg):
   c.source = f"{{workdir}}/{run}"
   c.against = c.datasets.chat.to_dict() | dict(source="{workdir}/r1_sft")
   if arg.smoke:
-    c.evaluate.num_problems = 16
-    c.evaluate.prompts_per_batch = 16
+    smaller(c)
   return c
