@@ -15,7 +15,11 @@ source="runs/reward_model")`.
   experiments/reward_model.py:qwen2.5-7b   the paper's batch, learning rate and
                                            epoch (not run so far)
 
-RESULT
+Two CPU cores, seed 0, held-out prompts. hh_harmless: 58.8 % of 226 pairs
+(standard error 3.3 %), calibration error 0.058, from 1,936 pairs on a base of
+0.9 M parameters; preferring the shorter text is right for as many, 58.8 %. It
+has learned little else. pair_sum, 515 pairs to learn from: 88.3 % of 60 pairs
+(4.1 %); a policy's wrong answers are well-formed guesses.
 """
 
 from grpo_jax import configs

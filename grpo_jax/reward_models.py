@@ -215,8 +215,9 @@ def load(
   cfg, params, _ = checkpoint.load_policy(
     workdir, mesh, specs=learned.param_specs, **overrides
   )
-  head = params["reward"]
-  head = {"weight": head["weight"] / std, "bias": (head["bias"] - mean) / std}
+  with jax.set_mesh(mesh):
+    head = params["reward"]
+    head = {"weight": head["weight"] / std, "bias": (head["bias"] - mean) / std}
   return cfg, params | {"reward": head}, reading
 
 

@@ -29,6 +29,12 @@ CFG = helpers.tiny(num_layers=1, d_model=32, head_dim=8, vocab_size=264)
 READING = learned.Reading("outcome", template="{question}\n")
 
 
+def run(config, workdir):
+  """Runs the stage; the mesh is then what it was before."""
+  with jax.set_mesh(helpers.make_mesh()):
+    return reward_model.run(config, workdir)
+
+
 def make_pairs(count):
   """The preferred text says yes, somewhere among other letters."""
   rng = np.random.default_rng(0)
@@ -78,7 +84,7 @@ def trained(source, tmp_path_factory):
   folder = tmp_path_factory.mktemp("bradley_terry")
   path = write(folder / "pairs.jsonl", make_pairs(250))
   config = make_config(source, path, normalize=dict(unit_variance=True))
-  assert reward_model.run(config, folder / "run")
+  assert run(config, folder / "run")
   return config, folder / "run"
 
 
@@ -96,7 +102,7 @@ def test_pairs_that_differ_by_a_letter_are_learned(trained):
 def test_a_finished_run_is_left_as_it_is(trained, capsys):
   config, workdir = trained
   before = (workdir / "metrics.jsonl").read_bytes()
-  assert reward_model.run(config, workdir)
+  assert run(config, workdir)
   assert "already holds a finished reward model" in capsys.readouterr().out
   assert (workdir / "metrics.jsonl").read_bytes() == before
 
@@ -157,8 +163,8 @@ def test_single_labels_give_the_probability_that_a_text_is_good(
 ):
   # A pair is two labelled texts, the chosen one good.
   path = write(tmp_path / "pairs.jsonl", make_pairs(150))
-  config = make_config(source, path, "pointwise", epochs=4)
-  assert reward_model.run(config, tmp_path / "run")
+  config = make_config(source, path, "pointwise", epochs=3)
+  assert run(config, tmp_path / "run")
   last = run_log.read(tmp_path / "run" / "evaluations.jsonl")[-1]
   assert last["accuracy"] > 0.9 and last["roc_auc"] > 0.95
   assert last["positive"] == last["majority"] == 0.5
@@ -182,7 +188,7 @@ def test_labels_of_steps_give_the_probability_of_each_step(source, tmp_path):
   path = write(tmp_path / "steps.jsonl", map(trace, range(150)))
   config = make_config(source, path, "process", epochs=4)
   config.reading.separators = ("; ",)
-  assert reward_model.run(config, tmp_path / "run")
+  assert run(config, tmp_path / "run")
   last = run_log.read(tmp_path / "run" / "evaluations.jsonl")[-1]
   assert last["accuracy"] > 0.9 and last["first_mistake"] > 0.8
   assert last["labels"] == 3 * last["texts"]
@@ -216,7 +222,11 @@ class TestLosses:
     rows, batch = self.batch(tmp_path, num_rows)
     params = self.params()
     loss, metrics = reward_model.pair_loss(
-      params, batch, cfg=CFG, margin_coef=0.1, center_coef=0.01
+      params,
+      jax.tree.map(jnp.asarray, batch),
+      cfg=CFG,
+      margin_coef=0.1,
+      center_coef=0.01,
     )
 
     def score(ids):
@@ -235,19 +245,19 @@ class TestLosses:
     assert float(loss) == pytest.approx(np.mean(want), rel=1e-5)
     assert float(metrics["weight"]) == pytest.approx(1)
 
-  def test_eight_devices_and_microbatches_give_the_gradient_of_one(
+  def test_four_devices_and_microbatches_give_the_gradient_of_one(
     self, tmp_path
   ):
     _, batch = self.batch(tmp_path)
     loss = functools.partial(reward_model.pair_loss, cfg=CFG)
     found = {}
-    for sizes in ({}, helpers.EIGHT):
+    for sizes in ({}, dict(data=2, fsdp=2)):
       mesh = helpers.make_mesh(**sizes)
       with jax.set_mesh(mesh):
         params = self.params(mesh)
         axes = sharding.split_rows(mesh, 4)[:1]
         placed = sharding.place(mesh, batch, axes)
-        for pieces in (1, 2):
+        for pieces in (1, 2) if sizes else (1,):
           found[len(sizes), pieces] = jax.device_get(
             jax.jit(step.gradients, static_argnums=(0, 3))(
               loss, params, placed, pieces
@@ -287,7 +297,7 @@ def test_what_does_not_fit_is_one_sentence_and_leaves_nothing(
   with config.unlocked():
     config.update(changes)
   with pytest.raises((ValueError, OSError), match=says):
-    reward_model.run(config, tmp_path / "run")
+    run(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 
@@ -304,9 +314,9 @@ def test_a_stopped_run_goes_on_to_the_same_model(
 
   with monkeypatch.context() as patch:
     patch.setattr(preference_batches.Batches, "__call__", stop)
-    assert not reward_model.run(config, tmp_path / "run")
+    assert not run(config, tmp_path / "run")
   assert not reward_models.is_saved(tmp_path / "run")
-  assert reward_model.run(config, tmp_path / "run")
+  assert run(config, tmp_path / "run")
   assert run_log.history(tmp_path / "run") == run_log.history(workdir)
   for name in ("reward_model.json", "reliability.json", "evaluations.jsonl"):
     assert (tmp_path / "run" / name).read_bytes() == (
