@@ -15,7 +15,8 @@ pairs, as JSON lines and for TFDS. A stopped run goes on where it was.
   experiments/r1_preferences.py:qwen2.5-7b   K = 4 of a real model, and a judge
                                              with four votes (not run so far)
 
-RESULT
+Two CPU cores: pair_sum with K = 4 on 1,024 problems took about 40 s of CPU time
+and gave 575 pairs; 449 problems had none, 10 completions of 4,096 were cut.
 """
 
 from grpo_jax import configs

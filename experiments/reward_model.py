@@ -16,7 +16,7 @@ source="runs/reward_model")`.
                                            epoch (not run so far)
 
 Two CPU cores, seed 0, held-out prompts. hh_harmless: 58.8 % of 226 pairs
-(standard error 3.3 %), calibration error 0.058, from 1,936 pairs on a base of
+(standard error 3.3 %), calibration error 0.058, from 1,921 pairs on a base of
 0.9 M parameters; preferring the shorter text is right for as many, 58.8 %. It
 has learned little else. pair_sum, 515 pairs to learn from: 88.3 % of 60 pairs
 (4.1 %); a policy's wrong answers are well-formed guesses.
