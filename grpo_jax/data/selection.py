@@ -64,16 +64,17 @@ def read_rules(config: ConfigDict) -> Rules:
   names = sorted(
     config.keep, key=lambda name: known.index(name) if name in known else -1
   )
-  for name in {*config.rewards, *config.keep}:
-    if name not in config.keep:
-      raise configs.ConfigError(
-        f"config.rewards.{name} is scored for nothing: give config.keep.{name},"
-        " the least score of what is kept, or leave it out."
-      )
+  for name in config.keep:
     if name not in config.rewards:
       raise configs.ConfigError(
         f"config.keep names {name!r}, which is no reward of this config;"
         f" {configs.nearest(name, config.rewards)}"
+      )
+  for name in config.rewards:
+    if name not in config.keep:
+      raise configs.ConfigError(
+        f"config.rewards.{name} is scored for nothing: give config.keep.{name},"
+        " the least score of what is kept, or leave it out."
       )
     if not isinstance(config.keep[name], numbers.Real):
       raise configs.ConfigError(

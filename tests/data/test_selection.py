@@ -234,7 +234,8 @@ def test_rules_are_asked_before_judges():
 @pytest.mark.parametrize(
   "fields, sentence",
   [
-    (dict(keep=dict(acuracy=1.0)), "accuracy is scored for nothing"),
+    (dict(keep={}), "accuracy is scored for nothing"),
+    (dict(keep=dict(acuracy=1.0)), "names 'acuracy', .* mean 'accuracy'"),
     (
       dict(keep=dict(accuracy=1.0, formats=1.0)),
       "names 'formats', which is no reward",
