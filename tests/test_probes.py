@@ -31,6 +31,7 @@ def whole():
 def test_text_loss_is_that_of_each_document_alone(whole):
   """One document at a time, unpadded, and its pieces by themselves."""
   params = helpers.make_params(CFG)
+  score = jax.jit(scoring.score_text, static_argnums=1)
   for document, nats, count in zip(DOCUMENTS, *whole, strict=True):
     ids = np.array([*TOK.encode(document), TOK.eos_ids[0]], np.int32)
     if TOK.bos_id is not None:
@@ -40,7 +41,7 @@ def test_text_loss_is_that_of_each_document_alone(whole):
       piece = jax.numpy.asarray(ids[None, start : start + 16])
       positions = jax.numpy.arange(piece.shape[1])[None]
       ones = jax.numpy.ones_like(piece)
-      scores = scoring.score_text(params, CFG, piece, positions, ones)
+      scores = score(params, CFG, piece, positions, ones)
       sums += np.asarray(scores.logprobs)[0, 1:].tolist()
     assert count == len(sums)
     if sums:

@@ -170,7 +170,7 @@ def ask(
     key,
     mesh,
     prompt_slots=questions.prompt_slots,
-    prompts_per_batch=questions.prompts_per_batch,
+    prompts_per_batch=_prompts_at_a_time(questions, mesh),
     sampling=questions.sampling,
   ):
     rows += batch.problems
@@ -183,6 +183,17 @@ def ask(
   )
   samples = questions.sampling.group_size
   return Answers(rows, texts, lengths, truncated, scores, samples)
+
+
+def _prompts_at_a_time(questions: Questions, mesh: Mesh) -> int:
+  """As asked for, or a few more where those do not divide over the mesh."""
+  size, samples = questions.prompts_per_batch, questions.sampling.group_size
+  try:
+    sharding.split_rows(mesh, size, samples)
+  except ValueError:
+    devices = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+    return -(-size // devices) * devices
+  return size
 
 
 def summary(results: Mapping[str, float]) -> str:
@@ -212,7 +223,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     FileNotFoundError: `config.source` or another model is not there.
   """
   check(config)
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = sharding.make_mesh(config.mesh.to_dict())
   jax.set_mesh(mesh)
   template = prompts.read_template(config.prompts.template, chat_too=True)
   data_dir = pathlib.Path(config.data_dir).expanduser()
@@ -256,7 +267,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     keep(name, answers[name])
     greedy = None
     if sections[name]["greedy"]:
-      greedy = answer_to(policy, greedily(asked, mesh))
+      greedy = answer_to(policy, greedily(asked))
       keep(name, greedy, greedy=True)
     found[name] = results_lib.details(
       answers[name], greedy=greedy, seed=config.seed
@@ -292,17 +303,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   print(table)
 
 
-def greedily(questions: Questions, mesh: Mesh) -> Questions:
-  """Returns the same questions, asked once each at temperature 0.
-
-  So many at a time that one completion each divides over the mesh.
-  """
-  devices = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
-  size = -(-questions.prompts_per_batch // devices) * devices
+def greedily(questions: Questions) -> Questions:
+  """Returns the same questions, asked once each at temperature 0."""
   sampling = dataclasses.replace(
     questions.sampling, group_size=1, temperature=0.0
   )
-  return questions._replace(sampling=sampling, prompts_per_batch=size)
+  return questions._replace(sampling=sampling)
 
 
 def merged(common: ConfigDict, section: ConfigDict) -> dict[str, Any]:
