@@ -75,7 +75,7 @@ def smaller(c):
   if c.stage == "rl" and c.pretrain:
     c.pretrain.total_steps = 60
   if c.stage == "rejection":
-    c.keep, c.filters = {}, {}
+    c.keep, c.filters = dict.fromkeys(c.keep, 0.0), {}
   if "evaluate" in c and c.evaluate and "num_problems" in c.evaluate:
     c.evaluate.num_problems = c.evaluate.prompts_per_batch = 16
 
