@@ -2,6 +2,7 @@
 
 B rows, T positions. Conversations share rows but not attention: segments tell
 them apart and positions restart. An epoch has every one of them exactly once.
+All ids are held in the host's memory, at five bytes a token.
 """
 
 import time

@@ -1,5 +1,7 @@
 """Supervised fine-tuning: the cold start, the SFT of R1, distilled text.
 
+Conversations are text, so that any tokenizer which can write them will do.
+
 B rows of packed conversations, T positions.
 """
 

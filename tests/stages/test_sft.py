@@ -6,18 +6,21 @@ import pathlib
 import subprocess
 import sys
 
+import helpers
 import pytest
 
-from grpo_jax import configs, run_log, training
+from grpo_jax import (
+  checkpoint,
+  configs,
+  optimizer,
+  run_log,
+  state,
+  training,
+)
+from grpo_jax.data import tokenizer
 from grpo_jax.stages import sft
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
-TINY = (
-  "--config.model.d_model=32",
-  "--config.model.num_layers=1",
-  "--config.model.head_dim=8",
-  "--config.model.d_ff=32",
-)
 
 
 def run(experiment, workdir, *flags):
@@ -41,20 +44,20 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory, data_dir):
-  """A model that has seen ten batches of addition."""
+def base(tmp_path_factory):
+  """A model that has learned nothing, with a tokenizer for sums."""
   workdir = tmp_path_factory.mktemp("runs") / "base"
-  run(
-    "experiments/pretrain.py",
-    workdir,
-    data_dir,
-    *TINY,
-    "--config.data.name=addition_corpus",
-    "--config.data.size=2000",
-    "--config.batch.num_rows=4",
-    "--config.total_steps=10",
-    "--config.optimizer.warmup_updates=2",
+  cfg = helpers.tiny(vocab_size=64, num_layers=1)
+  tokenizer.train_sentencepiece(
+    ["User: 1+2=?\nAssistant: 3", "4567890"] * 9,
+    workdir / "tokenizer",
+    vocab_size=48,
   )
+  checkpoint.save_model(workdir, cfg)
+  checkpointer = checkpoint.Checkpointer(workdir)
+  tx, _ = optimizer.make_optimizer(1, learning_rate=0.1)
+  checkpointer.save(1, state.init_state(helpers.make_params(cfg), tx))
+  checkpointer.close()
   return workdir
 
 
@@ -71,10 +74,9 @@ def talks(tmp_path_factory):
 def flags_for(data_dir):
   return (
     data_dir,
-    "--config.num_epochs=20",
+    "--config.num_epochs=10",
     "--config.batch.num_rows=4",
     "--config.batch.row_length=64",
-    "--config.optimizer.learning_rate=0.003",
     "--config.log_every=1",
   )
 
@@ -100,12 +102,12 @@ def test_it_learns_evaluates_and_says_what_it_left_out(
     *flags_for(data_dir),
     *evaluation(data_dir),
     f"--config.lora.rank={rank}",
-    f"--config.optimizer.learning_rate={0.03 if rank else 0.003}",
+    f"--config.optimizer.learning_rate={0.03 if rank else 0.01}",
   )
   assert "Left out because longer than 64 tokens: 1 conversations" in printed
   history = run_log.read(workdir / "metrics.jsonl")
   assert history[0]["weight"] == pytest.approx(1, abs=1e-5)
-  assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+  assert history[-1]["loss"] < (0.9 if rank else 0.7) * history[0]["loss"]
   # Cosine to a tenth: the last update is just above it.
   rates = [row["learning_rate"] for row in history]
   assert rates[0] > 9 * rates[-1] and rates == sorted(rates, reverse=True)
