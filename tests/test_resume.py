@@ -165,7 +165,7 @@ def test_sft_goes_on_where_it_was_ended(
   workdir = tmp_path / "run"
   experiment = f"experiments/r1_cold_start.py:base={base},data={talks}"
   args = experiment, workdir, data_dir, *SFT
-  code = stop(number, 10, *args)
+  code = stop(number, 30, *args)
   assert code == (0 if number == signal.SIGTERM else -signal.SIGKILL)
   assert last_step(workdir) < last_step(tuned)
   assert "Going on after step" in run(*args)
