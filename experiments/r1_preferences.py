@@ -2,7 +2,7 @@ r"""Preference data: completions of a policy, compared by a rule or a judge.
 
   python -m grpo_jax.main --config=experiments/r1_preferences.py
 
-draws four completions for each general prompt from `runs/r1_sft` and compares
+draws sixteen completions for each general prompt from `runs/r1_sft` and compares
 them by the built-in rule of politeness; `runs/r1_preferences/dataset` holds the
 pairs, as JSON lines and for TFDS. A stopped run goes on where it was.
 
@@ -44,9 +44,11 @@ def get_config(arg=None):
     c.source = arg.source or f"{arg.runs}/r1_sft"
     c.data = dict(name="chat", split="train")
     c.rewards = dict(politeness=1.0)
-    c.pairs = dict(margin=0.2, per_problem=4)
+    c.sampling.group_size = 16
+    c.pairs = dict(margin=0.2, per_problem=12)
   elif arg.task == "safety":
     c.kind = "labels"
+    c.sampling.group_size = 8
     c.source = arg.source or f"{arg.runs}/r1_zero-bilingual/base"
     c.data = dict(name="chat", split="train")
     c.rewards = dict(harmless=1.0)

@@ -147,6 +147,8 @@ class Writer:
     self, step: int, scalars: Mapping[str, int | float]
   ) -> None:
     for name, value in scalars.items():
+      if not math.isfinite(value):
+        continue  # A term without a score in this step: a gap in its curve.
       # TensorBoard allows no @ in a name.
       name = name.replace("@", "_at_")
       self._tensorboard.add_scalar(name, value, int(step))
