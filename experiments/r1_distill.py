@@ -98,8 +98,8 @@ def five_ways(arg):
   steps = dict(
     base=base(),
     sft=on_dataset(configs.sft(), arg),
-    rl=configs.experiment(__file__, "r1_rl", f"runs={arg.runs}"),
-    sft_rl=configs.experiment(__file__, "r1_rl", f"runs={arg.runs}"),
+    rl=reinforced(arg),
+    sft_rl=reinforced(arg),
     off_policy=on_dataset(configs.distill(), arg),
     on_policy=on_own_text(on_dataset(configs.distill(), arg)),
   )
@@ -137,6 +137,7 @@ def evaluation(source, arg):
 def base():
   """A model of another family, with the tokenizer of the same corpus."""
   c = configs.miniature_base()
+  c.total_steps = 700
   c.model = dict(
     num_layers=2,
     d_model=64,
@@ -149,6 +150,13 @@ def base():
     rope_theta=5e5,
     dtype="float32",
   )
+  return c
+
+
+def reinforced(arg):
+  """RL as the teacher had it, for fewer steps."""
+  c = configs.experiment(__file__, "r1_rl", f"runs={arg.runs}")
+  c.total_steps = c.evaluate.every = 16
   return c
 
 

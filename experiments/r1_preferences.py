@@ -2,9 +2,9 @@ r"""Preference data: completions of a policy, compared by a rule or a judge.
 
   python -m grpo_jax.main --config=experiments/r1_preferences.py
 
-draws sixteen completions for each general prompt from `runs/r1_sft` and compares
-them by the built-in rule of politeness; `runs/r1_preferences/dataset` holds the
-pairs, as JSON lines and for TFDS. A stopped run goes on where it was.
+draws sixteen completions for each general prompt from `runs/r1_sft` and
+compares them by the built-in rule of politeness; `runs/r1_preferences/dataset`
+holds the pairs, as JSON lines and for TFDS. A stopped run goes on where it was.
 
   experiments/r1_preferences.py:safety       harmless or not, of the base, which
                                              is sometimes rude
