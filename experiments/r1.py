@@ -57,7 +57,7 @@ def get_config(arg=None):
     if arg.smoke:
       smaller(c.steps[name])
   for title, run in _ROWS:
-    name = f"table/{run}"
+    name = "table/" + run.replace("/", "-")
     c.steps[name] = evaluation(run, arg)
     order.append(name)
     rows.append((title, name))
