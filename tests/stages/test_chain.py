@@ -3,7 +3,9 @@
 Real processes, ended by real signals.
 """
 
+import json
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -168,3 +170,16 @@ def test_a_table_shows_values_under_their_paths(tmp_path):
     "first          50.0%         -         2\n"
     "second one         -         3         -"
   )
+
+
+@pytest.mark.parametrize("arg", [None, "smoke", "seed=1"])
+def test_the_recipe_reads_only_what_an_earlier_step_wrote(arg):
+  c = configs.experiment(REPOSITORY / "experiments" / "x", "r1", arg)
+  chain.check(c)
+  assert set(c.order) == set(c.steps)
+  written = set()
+  for name in c.order:
+    text = json.dumps(c.steps[name].to_dict())
+    for source in re.findall(r'\{workdir\}(?:/\.\.)?/([^"/]+)', text):
+      assert source in written | set(c.steps[name].get("steps", ())), name
+    written.add(name)
