@@ -43,6 +43,17 @@ def _set_xla_flags() -> None:
 _set_xla_flags()
 
 
+_NO_MESH = jax.sharding.get_mesh()
+
+
+@pytest.fixture(autouse=True)
+def no_mesh_of_another_test():
+  """A stage that runs in this process sets the mesh for good."""
+  jax.set_mesh(_NO_MESH)
+  yield
+  jax.set_mesh(_NO_MESH)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
   """The folder of real problems; the test is skipped where it is missing."""
