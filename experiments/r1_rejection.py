@@ -7,7 +7,9 @@ each, and writes the right, readable and different ones to
 runs/r1_rejection/dataset: records.jsonl, the same for TFDS, and dataset.json,
 which says where they came from and what was dropped for which reason.
 
-RESULT
+On two CPU cores, seed 0, in the chain of experiments/r1.py: 1,029 of 4,000 kept
+in 43 seconds; dropped 2,796 duplicates, 124 of mixed language, 27 truncated, 24
+wrong.
 
   experiments/r1_rejection.py:source=DIR   another policy
   experiments/r1_rejection.py:qwen2.5-7b   the paper's filters on GSM8K

@@ -15,11 +15,14 @@ source="runs/reward_model")`.
   experiments/reward_model.py:qwen2.5-7b   the paper's batch, learning rate and
                                            epoch (not run so far)
 
-Two CPU cores, seed 0, held-out prompts. hh_harmless: 58.8 % of 226 pairs
-(standard error 3.3 %), calibration error 0.058, from 1,921 pairs on a base of
-0.9 M parameters; preferring the shorter text is right for as many, 58.8 %. It
-has learned little else. pair_sum, 515 pairs to learn from: 88.3 % of 60 pairs
-(4.1 %); a policy's wrong answers are well-formed guesses.
+Two CPU cores, seed 0, held-out prompts. Helpfulness in the world of
+experiments/r1.py, from 1,006 pairs: 97.1 % of 136 (standard error 1.4 %),
+calibration error 0.036; the longer answer is the better one in 77.6 %. Safety
+there, from 852 completions: 96.8 % of 123, ROC AUC 0.999. hh_harmless: 58.8 %
+of 226 pairs (standard error 3.3 %), calibration error 0.058, from 1,921 pairs
+on a base of 0.9 M parameters; preferring the shorter text is right for as many,
+58.8 %. It has learned little else. pair_sum, 515 pairs to learn from: 88.3 % of
+60 pairs (4.1 %); a policy's wrong answers are well-formed guesses.
 """
 
 from grpo_jax import configs
@@ -55,7 +58,9 @@ def get_config(arg=None):
   c.optimizer.update(learning_rate=1e-3, schedule="cosine", warmup_updates=5)
   c.evaluate.rows_per_batch = 64
   c.log_every = 5
-  if arg.task == "safety":
+  if arg.task == "helpfulness":
+    c.epochs = 5
+  elif arg.task == "safety":
     c.kind = "pointwise"
     c.data.path = arg.data or f"{arg.runs}/r1_preferences-safety/dataset"
     c.reading.reads = "completion"
