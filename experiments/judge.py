@@ -45,7 +45,11 @@ def get_config(arg=None):
   else:
     c.rewards = dict(
       model_judge=dict(
-        weight=1.0, source=arg.judge or f"{arg.runs}/r1_sft", votes=3
+        weight=1.0,
+        source=arg.judge or f"{arg.runs}/r1_sft",
+        votes=3,
+        prompt_slots=1024,
+        max_new_tokens=512,
       )
     )
   return c

@@ -10,7 +10,7 @@ to exploit such models. The rule that the preferences were made with is logged
 as `rewards/politeness/mean` and earns nothing.
 
 On two CPU cores, seed 0, in the world of experiments/r1.py, 24 steps in three
-to four minutes: held-out sums 98.9 % before and 99.0 % after (pass@1); held-out
+to four minutes: held-out sums 98.9 % before and after (pass@1); held-out
 small talk is preferred to that of runs/r1_sft in 76.1 % of comparisons (71.2 to
 81.2), politeness 0.52 before and 0.75 after.
 
