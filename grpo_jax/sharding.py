@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-from grpo_jax import configs
 
 MESH_AXES = ("data", "fsdp", "tensor", "expert")
 BATCH_AXES = ("data", "fsdp")
@@ -31,7 +30,7 @@ TRAIN = {
 SAMPLE = {axis: where for axis, where in TRAIN.items() if where != "fsdp"}
 
 
-def make_mesh(sizes: configs.Section | None = None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int] | None = None) -> Mesh:
   """Returns a mesh over all devices with explicit axes, those of MESH_AXES.
 
   Args:

@@ -57,7 +57,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     FileNotFoundError: there is no policy, no teacher or no dataset.
   """
   check(config)
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = sharding.make_mesh(config.mesh.to_dict())
   jax.set_mesh(mesh)
   share, total_steps = config.on_policy_share, config.total_steps
   pieces = config.batch.num_microbatches

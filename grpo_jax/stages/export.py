@@ -32,7 +32,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     )
   hf.check_target(workdir)
   tok = tokenizer.load(checkpoint.tokenizer_directory(config.source))
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = sharding.make_mesh(config.mesh.to_dict())
   jax.set_mesh(mesh)
   if config.adapters_only:
     run = checkpoint.load_adapters(config.source, mesh)

@@ -102,7 +102,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     FileNotFoundError: the source is missing.
   """
   check(config)
-  mesh = sharding.make_mesh(dict(config.mesh))
+  mesh = sharding.make_mesh(config.mesh.to_dict())
   jax.set_mesh(mesh)
   checkpoint.require_source(config.source)
   template = prompts.read_template(config.prompts.template, chat_too=True)

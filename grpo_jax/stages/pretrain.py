@@ -36,7 +36,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     FileNotFoundError: a file of text is missing.
   """
   check(config)
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = sharding.make_mesh(config.mesh.to_dict())
   jax.set_mesh(mesh)
   rows = sharding.split_rows(mesh, config.batch.num_rows)[:1]
   data_dir = pathlib.Path(config.data_dir).expanduser()

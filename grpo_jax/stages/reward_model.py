@@ -80,7 +80,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   """
   check(config)
   kind = KINDS[config.kind]
-  mesh = sharding.make_mesh(dict(config.mesh))
+  mesh = sharding.make_mesh(config.mesh.to_dict())
   jax.set_mesh(mesh)
   rows = sharding.split_rows(
     mesh, config.batch.num_rows // config.batch.num_microbatches

@@ -98,7 +98,7 @@ def start(config: ConfigDict, workdir: pathlib.Path) -> Start | None:
     FileNotFoundError: there is no base model, and no way given to make one.
   """
   check(config)
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = sharding.make_mesh(config.mesh.to_dict())
   jax.set_mesh(mesh)
   for parts in (1, num_pieces(config)):
     sharding.split_rows(

@@ -41,7 +41,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     FileNotFoundError: there is no model to start from, or no dataset.
   """
   check(config)
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = sharding.make_mesh(config.mesh.to_dict())
   rows = sharding.split_rows(mesh, config.batch.num_rows)[:1]
   template = prompts.read_template(config.prompts.template, chat_too=True)
   data_dir = pathlib.Path(config.data_dir).expanduser()
