@@ -39,6 +39,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
 
   Raises:
     ValueError: the chain names a step or a stage that does not exist.
+    FileNotFoundError: a step reads a model that is not there, and no step of
+      the chain is to write.
   """
   check(config)
   checkpoint.claim(workdir, config.to_dict())
@@ -85,7 +87,7 @@ def filled(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
 
 
 def check(config: ConfigDict) -> None:
-  """Raises ConfigError where steps, their order or their stages do not fit."""
+  """Raises an error of one sentence where the chain cannot be run; see `run`."""
   configs.check_fields(config, configs.chain(), free=("steps", "table"))
   configs.check_section(
     "table", config.table, report.results_table, ("workdir",)
@@ -107,6 +109,11 @@ def check(config: ConfigDict) -> None:
         f"config.steps.{name}.stage={stage!r} is no stage;"
         f" {configs.nearest(stage, STAGES)}"
       )
+    for field in ("source", "teacher"):
+      model = config.steps[name].get(field)
+      # What a step of this chain is to write does not exist yet.
+      if model and _WORKDIR not in model:
+        checkpoint.require_source(model, f"steps.{name}.{field}")
 
 
 def _done(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -183,3 +183,12 @@ def test_the_recipe_reads_only_what_an_earlier_step_wrote(arg):
     for source in re.findall(r'\{workdir\}(?:/\.\.)?/([^"/]+)', text):
       assert source in written | set(c.steps[name].get("steps", ())), name
     written.add(name)
+
+
+def test_a_model_that_no_step_writes_is_missed_before_the_first_step(tmp_path):
+  c = configs.experiment(
+    REPOSITORY / "experiments" / "x", "r1_distill", "smoke"
+  )
+  with pytest.raises(FileNotFoundError, match=r"r1_rl.py` first"):
+    chain.run(c, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
