@@ -87,7 +87,7 @@ def filled(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
 
 
 def check(config: ConfigDict) -> None:
-  """Raises an error of one sentence where the chain cannot be run; see `run`."""
+  """Raises an error of one sentence if the chain cannot be run, as `run`."""
   configs.check_fields(config, configs.chain(), free=("steps", "table"))
   configs.check_section(
     "table", config.table, report.results_table, ("workdir",)
