@@ -43,6 +43,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
       the chain is to write.
   """
   check(config)
+  require_sources(config)
   checkpoint.claim(workdir, config.to_dict())
   seconds = {row["name"]: row["seconds"] for row in _done(workdir)}
   for number, name in enumerate(config.order, start=1):
@@ -109,9 +110,13 @@ def check(config: ConfigDict) -> None:
         f"config.steps.{name}.stage={stage!r} is no stage;"
         f" {configs.nearest(stage, STAGES)}"
       )
+
+
+def require_sources(config: ConfigDict) -> None:
+  """Raises FileNotFoundError if a model is missing that no step will write."""
+  for name in config.order:
     for field in ("source", "teacher"):
       model = config.steps[name].get(field)
-      # What a step of this chain is to write does not exist yet.
       if model and _WORKDIR not in model:
         checkpoint.require_source(model, f"steps.{name}.{field}")
 
