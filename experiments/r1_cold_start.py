@@ -41,13 +41,12 @@ def get_config(arg=None):
   c.data = dict(name="records", split="train", path=path)
   if tiny:
     c.source = arg.base or f"{arg.runs}/r1_zero-bilingual/base"
+    # A few updates: enough for the form, and RL has something left to teach.
+    c.num_epochs, c.optimizer.learning_rate = 1, 2e-4
   else:
     # Not run so far: it wants accelerators.
     c.source = arg.base or f"checkpoints/{arg.model}"
     c.mesh = dict(data=1, fsdp=-1, tensor=1)
-  if tiny:
-    # A few updates: enough for the form, and RL has something left to teach.
-    c.num_epochs, c.optimizer.learning_rate = 1, 2e-4
   if arg.smoke:
     c.max_steps = 2
   return c

@@ -11,7 +11,6 @@ its own, and name it in `DATASETS`; its keyword arguments are the dataset's
 options.
 """
 
-import dataclasses
 import functools
 import inspect
 import os
@@ -191,14 +190,7 @@ def task_corpus(
     mix: fields of the task's mix that differ from its default.
   """
   text = prompts.read_template(template)
-  fields = {f.name for f in dataclasses.fields(tasks.TASKS[task].mix)}
-  for field in mix or {}:
-    if field not in fields:
-      raise ValueError(
-        f"The mix of {task} has no field {field!r};"
-        f" {configs.nearest(field, fields)}"
-      )
-  proportions = tasks.TASKS[task].mix(**(mix or {}))
+  proportions = recipes.mix(tasks.TASKS[task].mix, task, mix)
   code = recipes.fingerprint(inspect.getsource(tasks), text, repr(proportions))
   return recipes.Recipe(
     key=f"{size}-seed{seed}-{code}",

@@ -18,14 +18,11 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from grpo_jax import configs
 from grpo_jax.data import prompts, recipes, tasks
 from grpo_jax.types import Example, Problem
 
 ENGLISH = tasks.Words("right", "wrong", " wait ", "just a guess")
 CHINESE = tasks.Words("对", "不", " 等 ", "猜")
-_SYMBOLS = (" right", " wrong", " wait ", " 对", " 不", " 等 ")
-SYMBOLS = (*tasks.TAGS, *_SYMBOLS)
 
 NAMES = (
   *("ada", "alan", "amir", "ana", "ben", "bo", "carl", "dana", "emil", "emmy"),
@@ -219,14 +216,7 @@ def corpus(
     mix: fields of `Mix` that differ from its default.
   """
   text = prompts.read_template(template)
-  fields = {field.name for field in dataclasses.fields(Mix)}
-  for field in mix or {}:
-    if field not in fields:
-      raise ValueError(
-        f"The mix of miniature has no field {field!r};"
-        f" {configs.nearest(field, fields)}"
-      )
-  proportions = Mix(**(mix or {}))
+  proportions = recipes.mix(Mix, "miniature", mix)
   return recipes.Recipe(
     key=f"{size}-seed{seed}-{_code(text, repr(proportions))}",
     origin=f"miniature_corpus with {size=}",

@@ -5,9 +5,11 @@ import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import tensorflow_datasets as tfds
 
+from grpo_jax import configs
 from grpo_jax.types import Example, Problem
 
 Splits = Mapping[str, Iterator[Mapping[str, str]]]
@@ -35,6 +37,27 @@ class Recipe:
 def problem(source: str) -> Callable[[str, str], Problem]:
   """What makes a question and an answer a problem of this source."""
   return functools.partial(Problem, source=source, prompt="")
+
+
+def mix(kind: type, name: str, given: Mapping[str, Any] | None) -> Any:
+  """The proportions of a corpus: a dataclass, with what differs filled in.
+
+  Args:
+    kind: the dataclass.
+    name: of the corpus, for messages.
+    given: fields that differ.
+
+  Raises:
+    ValueError: there is no such field.
+  """
+  fields = {field.name for field in dataclasses.fields(kind)}
+  for field in given or {}:
+    if field not in fields:
+      raise ValueError(
+        f"The mix of {name} has no field {field!r};"
+        f" {configs.nearest(field, fields)}"
+      )
+  return kind(**(given or {}))
 
 
 def fingerprint(*texts: str) -> str:

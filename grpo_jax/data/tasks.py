@@ -94,7 +94,7 @@ class PairSumMix:
   truncated: float = 0.08
 
   def __post_init__(self):
-    check_mix(self)
+    _check_mix(self)
     if self.direct + self.persistent > 1:
       raise ValueError(
         f"direct={self.direct} and persistent={self.persistent} exceed 1."
@@ -118,10 +118,10 @@ class AdditionMix:
   bad_format: float = 0.4
 
   def __post_init__(self):
-    check_mix(self)
+    _check_mix(self)
 
 
-def check_mix(mix: Any) -> None:
+def _check_mix(mix: Any) -> None:
   """Raises ValueError unless shares are shares, and counts whole numbers."""
   for field in dataclasses.fields(mix):
     value = getattr(mix, field.name)
@@ -400,7 +400,7 @@ def formatted(thoughts: str, answer: str, bad: bool, rng: random.Random) -> str:
   return f"<think>{thoughts}</think><answer>{answer}</answer>"
 
 
-TAGS = ("<think>", "</think>", "<answer>", "</answer>", "User:", "Assistant:")
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>", "User:", "Assistant:")
 
 TASKS = {
   "pair_sum": Task(
@@ -409,7 +409,7 @@ TASKS = {
     document=pair_sum_document,
     mix=PairSumMix,
     # " wait " with its blanks is one token, so a try costs 13 and not 14.
-    symbols=(*TAGS, " wait "),
+    symbols=(*_TAGS, " wait "),
     train_size=20_000,
     test_size=1_000,
   ),
@@ -418,7 +418,7 @@ TASKS = {
     pose=_pose_addition,
     document=_addition_document,
     mix=AdditionMix,
-    symbols=TAGS,
+    symbols=_TAGS,
     train_size=3_000,
     test_size=400,
   ),
