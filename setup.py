@@ -56,6 +56,7 @@ setuptools.setup(
     "judge": ["httpx>=0.27,<0.29"],
     "test": [
       "pytest>=8,<10",
+      "pytest-xdist>=3.6,<4",  # Compiling takes one core; tests run on all.
       "beartype>=0.20,<0.24",
       "ruff>=0.12,<0.18",
       "equinox>=0.13,<0.15",

@@ -32,29 +32,19 @@ def get_config(arg=None):
     smoke=False,
     seed=0,
   )
-  c = configs.reward_model()
+  c = configs.built_in_reward_model()
   c.seed = arg.seed
   c.kind = "process"
-  c.model = dict(dtype="float32", remat="none")
-  c.optimizer.update(learning_rate=1e-3, schedule="cosine", warmup_updates=5)
-  c.evaluate.rows_per_batch = 64
-  c.log_every = 5
   if arg.task == "pair_sum":
     c.source = arg.source or f"{arg.runs}/r1_zero/base"
     c.data.path = arg.data or f"{arg.runs}/r1_preferences-steps/dataset"
-    c.prompts.template = "plain"
     c.reading = dict(reads="completion", separators=(" wait ", "等"))
-    c.max_length = 128
-    c.epochs = 2
-    c.batch.num_rows = 32
   else:
     big_bench_mistake(c, arg)
   if arg.smoke:
     c.epochs = 1
     c.optimizer.warmup_updates = 0
-    if c.pretrain:
-      c.pretrain.total_steps = 20
-      c.pretrain.optimizer.warmup_updates = 5
+    configs.shorten_base(c)
   return c
 
 
@@ -62,23 +52,13 @@ def big_bench_mistake(c, arg):
   """Four tasks of logic and arithmetic, from 1,700 traces alone."""
   c.source = arg.source
   c.data.path = arg.data or "$GRPO_JAX_DATA/process"
-  c.prompts.template = "plain"
   c.reading = dict(reads="completion", separators=("\n",))
   c.max_length = 1024
-  c.epochs = 2
   c.batch.num_rows = 16
   c.optimizer.learning_rate = 3e-4
   if not arg.source:
-    c.pretrain = configs.pretrain()
-    c.pretrain.data = dict(
-      name="preference_corpus",
-      split="train",
-      path=c.data.path,
-      template="plain",
+    symbols = "User:", "Assistant:"
+    c.pretrain = configs.preference_base(
+      c.data.path, 1024, symbols, template="plain"
     )
-    c.pretrain.tokenizer.update(
-      vocab_size=1024, byte_fallback=True, symbols=("User:", "Assistant:")
-    )
-    c.pretrain.batch = dict(num_rows=8, row_length=512, num_microbatches=1)
-    c.pretrain.total_steps = 300
     c.pretrain.seed = arg.seed

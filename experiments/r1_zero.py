@@ -48,9 +48,7 @@ def get_config(arg=None):
     c.pretrain.seed = arg.seed
   if arg.smoke:
     c.total_steps = 2
-    if c.pretrain:
-      c.pretrain.total_steps = 20
-      c.pretrain.optimizer.warmup_updates = 5
+    configs.shorten_base(c)
   return c
 
 

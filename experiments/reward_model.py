@@ -40,24 +40,12 @@ def get_config(arg=None):
     smoke=False,
     seed=0,
   )
-  c = configs.reward_model()
+  if arg.task == "qwen2.5-7b":
+    return paper(arg)
+  c = configs.built_in_reward_model()
   c.seed = arg.seed
   c.source = arg.source or f"{arg.runs}/r1_sft"
   c.data.path = arg.data or f"{arg.runs}/r1_preferences/dataset"
-  if arg.task == "qwen2.5-7b":
-    c.source = arg.source or f"{arg.runs}/r1_sft-{arg.task}"
-    c.data.path = arg.data or f"{arg.runs}/r1_preferences-{arg.task}/dataset"
-    c.mesh = dict(data=1, fsdp=-1, tensor=1)
-    c.batch.num_microbatches = 8
-    return c
-  c.model = dict(dtype="float32", remat="none")
-  c.prompts.template = "plain"
-  c.max_length = 128
-  c.epochs = 2
-  c.batch.num_rows = 32
-  c.optimizer.update(learning_rate=1e-3, schedule="cosine", warmup_updates=5)
-  c.evaluate.rows_per_batch = 64
-  c.log_every = 5
   if arg.task == "helpfulness":
     c.epochs = 5
   elif arg.task == "safety":
@@ -73,9 +61,18 @@ def get_config(arg=None):
   if arg.smoke:
     c.epochs = 1
     c.optimizer.warmup_updates = 0
-    if c.pretrain:
-      c.pretrain.total_steps = 20
-      c.pretrain.optimizer.warmup_updates = 5
+    configs.shorten_base(c)
+  return c
+
+
+def paper(arg):
+  """DeepSeek-R1's model of helpfulness; not run so far."""
+  c = configs.reward_model()
+  c.seed = arg.seed
+  c.source = arg.source or f"{arg.runs}/r1_sft-{arg.task}"
+  c.data.path = arg.data or f"{arg.runs}/r1_preferences-{arg.task}/dataset"
+  c.mesh = dict(data=1, fsdp=-1, tensor=1)
+  c.batch.num_microbatches = 8
   return c
 
 
@@ -90,13 +87,6 @@ def hh_harmless(c, arg):
   c.batch.num_rows = 16
   c.optimizer.learning_rate = 3e-4
   if not arg.source:
-    c.pretrain = configs.pretrain()
-    c.pretrain.data = dict(
-      name="preference_corpus", split="train", path=c.data.path
-    )
-    c.pretrain.tokenizer.update(
-      vocab_size=2048, byte_fallback=True, symbols=("Human:", "Assistant:")
-    )
-    c.pretrain.batch = dict(num_rows=8, row_length=512, num_microbatches=1)
-    c.pretrain.total_steps = 300
+    symbols = "Human:", "Assistant:"
+    c.pretrain = configs.preference_base(c.data.path, 2048, symbols)
     c.pretrain.seed = arg.seed

@@ -152,7 +152,7 @@ def train(
       restored, state_lib.abstract_state(abstract, tx)
     )
     batches.set_state(kept["batches"])
-    print(f"Going on after step {restored}.")
+    progress.say(f"Going on after step {restored}.")
   step = restored or 0
   writer = run_log.Writer(workdir, restored=restored)
   table = progress.Progress(total_steps, columns)

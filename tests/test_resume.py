@@ -47,9 +47,16 @@ def run(*args) -> str:
   return done.stdout
 
 
-def stop(number: signal.Signals, step: int, experiment, workdir, *flags):
-  """Runs until `step` is in the history, then sends the signal."""
-  history, log = workdir / "metrics.jsonl", workdir.with_suffix(".log")
+def stop(
+  number: signal.Signals,
+  step: int,
+  experiment,
+  workdir,
+  *flags,
+  history: str = "metrics.jsonl",
+):
+  """Runs until `step` lines are in the history, then sends the signal."""
+  history, log = workdir / history, workdir.with_suffix(".log")
   deadline = time.monotonic() + 400
   with log.open("w") as out:
     process = subprocess.Popen(
@@ -173,6 +180,57 @@ def test_sft_goes_on_where_it_was_ended(
   name = "evaluations.jsonl"
   assert run_log.read(workdir / name) == run_log.read(tuned / name)
   assert "already holds all" in run(*args)
+
+
+@pytest.fixture(scope="module")
+def preferred(tmp_path_factory):
+  """Pairs for the reward_model stage."""
+  path = tmp_path_factory.mktemp("preferred") / "pairs.jsonl"
+  rows = [
+    {"prompt": f"{i}+1=?", "chosen": f"{i + 1}", "rejected": f"{i + 2}"}
+    for i in range(160)
+  ]
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return path
+
+
+def test_a_reward_model_goes_on_where_it_was_killed(
+  base, preferred, tmp_path, data_dir
+):
+  experiment = f"experiments/reward_model.py:source={base},data={preferred}"
+  flags = (
+    data_dir,
+    "--config.reading.reads=completion",
+    "--config.epochs=12",
+    "--config.batch.num_rows=16",
+    "--config.log_every=1",
+    "--config.checkpoint.every=9",
+  )
+  whole, workdir = tmp_path / "whole", tmp_path / "run"
+  run(experiment, whole, *flags)
+  stop(signal.SIGKILL, 30, experiment, workdir, *flags)
+  assert last_step(workdir) < last_step(whole)
+  assert "Going on after step" in run(experiment, workdir, *flags)
+  assert run_log.history(workdir) == run_log.history(whole)
+  for name in ("reliability.json", "reward_model.json"):
+    assert (workdir / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_killed_evaluation_comes_to_the_same(tuned, tmp_path, data_dir):
+  experiment = f"experiments/evaluate.py:source={tuned}"
+  flags = (
+    data_dir,
+    "--config.datasets.pair_sum.data.name=addition",
+    "--config.datasets.pair_sum.data.test_size=8",
+    "--config.evaluate.prompts_per_batch=8",
+  )
+  whole, workdir = tmp_path / "whole", tmp_path / "run"
+  run(experiment, whole, *flags)
+  stop(signal.SIGKILL, 1, experiment, workdir, *flags, history="samples.jsonl")
+  assert not (workdir / "results.json").exists()
+  run(experiment, workdir, *flags)
+  for name in ("results.json", "results.md", "samples.jsonl"):
+    assert (workdir / name).read_bytes() == (whole / name).read_bytes()
 
 
 RL_STEPS = 60

@@ -17,7 +17,15 @@ def test_a_signal_asks_and_the_block_goes_on(number, capsys):
   assert f"{signal.Signals(number).name}: stopping" in capsys.readouterr().out
 
 
-def test_a_second_signal_is_not_caught():
+@pytest.fixture
+def interruptible():
+  """Python's own handler, which a runner of tests may have switched off."""
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_signal_is_not_caught(interruptible):
   with pytest.raises(KeyboardInterrupt), stopping.StopRequest():
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGINT)

@@ -2,11 +2,14 @@
 
 from grpo_jax.configs.built_in import (
   built_in_evaluation,
+  built_in_reward_model,
   built_in_rl,
   built_in_sampling,
   built_in_sft,
   miniature_base,
   miniature_evaluation,
+  preference_base,
+  shorten_base,
 )
 from grpo_jax.configs.checks import (
   ConfigError,
@@ -44,6 +47,7 @@ __all__ = [
   "ConfigError",
   "Section",
   "built_in_evaluation",
+  "built_in_reward_model",
   "built_in_rl",
   "built_in_sampling",
   "built_in_sft",
@@ -62,6 +66,7 @@ __all__ = [
   "nearest",
   "parse_arg",
   "parse_flags",
+  "preference_base",
   "preferences",
   "pretrain",
   "rejection",
@@ -69,5 +74,6 @@ __all__ = [
   "rl",
   "run_behind",
   "sft",
+  "shorten_base",
   "value",
 ]

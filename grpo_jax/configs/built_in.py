@@ -1,5 +1,7 @@
 """Settings of the built-in tasks, which several experiments share."""
 
+from typing import Any
+
 from ml_collections import config_dict
 
 from grpo_jax.configs import stages
@@ -40,6 +42,46 @@ def built_in_sft() -> config_dict.ConfigDict:
   c.evaluate.every = 0
   c.log_every = 5
   return c
+
+
+def built_in_reward_model() -> config_dict.ConfigDict:
+  """The reward_model stage on judged completions of a built-in base."""
+  c = stages.reward_model()
+  c.model = dict(dtype="float32", remat="none")
+  c.prompts.template = "plain"
+  c.max_length = 128
+  c.epochs = 2
+  c.batch.num_rows = 32
+  c.optimizer.update(learning_rate=1e-3, schedule="cosine", warmup_updates=5)
+  c.evaluate.rows_per_batch = 64
+  c.log_every = 5
+  return c
+
+
+def preference_base(
+  path: str, vocab_size: int, symbols: tuple[str, ...], **data: Any
+) -> config_dict.ConfigDict:
+  """The pretrain stage on the texts of judged completions, for a reward model.
+
+  Args:
+    path: of the judged completions.
+    vocab_size: of the tokenizer, which falls back on bytes.
+    symbols: one token each.
+    **data: more of what `data.datasets.load` reads.
+  """
+  c = stages.pretrain()
+  c.data = dict(name="preference_corpus", split="train", path=path) | data
+  c.tokenizer.update(vocab_size=vocab_size, byte_fallback=True, symbols=symbols)
+  c.batch = dict(num_rows=8, row_length=512, num_microbatches=1)
+  c.total_steps = 300
+  return c
+
+
+def shorten_base(c: config_dict.ConfigDict) -> None:
+  """Gives the base model of a stage, where it makes one, a few steps only."""
+  if c.pretrain:
+    c.pretrain.total_steps = 20
+    c.pretrain.optimizer.warmup_updates = 5
 
 
 def miniature_base() -> config_dict.ConfigDict:

@@ -49,23 +49,25 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   for number, name in enumerate(config.order, start=1):
     title = f"[{number}/{len(config.order)}] {name}"
     if name in seconds:
-      print(f"{title}: done, in {progress.duration(seconds[name])}.")
+      progress.say(f"{title}: done, in {progress.duration(seconds[name])}.")
       continue
-    print(f"\n{title}:", flush=True)
+    progress.say(f"\n{title}:")
     step = filled(config.steps[name], workdir)
     began = time.monotonic()
     if STAGES[step.stage](step, workdir / name) is False:
-      print(f"Stopped in {name}; the same command goes on from there.")
+      progress.say(f"Stopped in {name}; the same command goes on from there.")
       return False
     seconds[name] = time.monotonic() - began
     # A step that was stopped in between counts its last start only.
     lines = run_log.JsonLines(workdir / _DONE, restored=number - 1)
     lines.append({"step": number, "name": name, "seconds": seconds[name]})
     lines.close()
-  print(f"\nAll steps took {progress.duration(sum(seconds.values()))}.\n")
+  progress.say(
+    f"\nAll steps took {progress.duration(sum(seconds.values()))}.\n"
+  )
   text = report.results_table(workdir, **config.table.to_dict())
   checkpoint.write_text(workdir / "table.txt", text + "\n")
-  print(text)
+  progress.say(text)
   return True
 
 

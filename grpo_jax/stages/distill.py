@@ -84,7 +84,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
 
   checkpoint.claim(workdir, config.to_dict())
   if training.is_finished(workdir, total_steps):
-    print(f"{workdir} already holds all {total_steps} steps.")
+    progress.say(f"{workdir} already holds all {total_steps} steps.")
     return True
   tok.save(workdir / "tokenizer")
   checkpoint.save_model(workdir, cfg)
@@ -137,9 +137,9 @@ def make_texts(
     row_length=config.batch.row_length,
     num_epochs=config.num_epochs,
     seed=config.seed,
-    tell=print,
+    tell=progress.say,
   )
-  print(
+  progress.say(
     f"{texts.num_kept:,} conversations of {texts.num_tokens:,} tokens;"
     f" {texts.num_too_long:,} are longer than a row and left out."
   )

@@ -274,8 +274,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     )
     scalars = results_lib.scalars(answers[name])
     writer.write_evaluation(step, name, scalars)
-    print(progress.render(*answers[name][:2], answers[name].scores))
-    print(f"\n{name}: {summary(scalars)}\n", flush=True)
+    progress.say(progress.render(*answers[name][:2], answers[name].scores))
+    progress.say(f"\n{name}: {summary(scalars)}\n")
   results = {
     "source": config.source,
     "step": step,
@@ -300,7 +300,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   if jax.process_index() == 0:
     checkpoint.write_text(workdir / "results.json", text + "\n")
     checkpoint.write_text(workdir / "results.md", table + "\n")
-  print(table)
+  progress.say(table)
 
 
 def greedily(questions: Questions) -> Questions:

@@ -5,7 +5,7 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import checkpoint, configs, sharding
+from grpo_jax import checkpoint, configs, progress, sharding
 from grpo_jax.data import tokenizer
 from grpo_jax.models import config as config_lib
 from grpo_jax.models import hf, lora
@@ -42,4 +42,4 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     cfg, params, step = checkpoint.load_policy(config.source, mesh)
     what = "The policy"
     hf.save(workdir, cfg, params, tok, **config.save)
-  print(f"{what} after step {step} of {config.source}: in {workdir}.")
+  progress.say(f"{what} after step {step} of {config.source}: in {workdir}.")

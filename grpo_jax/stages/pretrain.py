@@ -11,7 +11,14 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import checkpoint, configs, optimizer, sharding, training
+from grpo_jax import (
+  checkpoint,
+  configs,
+  optimizer,
+  progress,
+  sharding,
+  training,
+)
 from grpo_jax.data import datasets, tokenizer
 from grpo_jax.data.text import TextSource
 from grpo_jax.losses import language
@@ -43,7 +50,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   documents = datasets.load(**config.data, data_dir=data_dir)
   checkpoint.claim(workdir, config.to_dict())
   if training.is_finished(workdir, config.total_steps):
-    print(f"{workdir} already holds all {config.total_steps} steps.")
+    progress.say(f"{workdir} already holds all {config.total_steps} steps.")
     return True
 
   tok = make_tokenizer(config.tokenizer, documents, workdir / "tokenizer")
@@ -51,7 +58,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   cfg = ModelConfig(vocab_size=vocab_size, **config.model)
   checkpoint.save_model(workdir, cfg)
   specs = params_lib.param_specs(cfg)
-  print(
+  progress.say(
     f"{params_lib.count(specs):,} parameters, {len(documents):,} documents,"
     f" {tok.vocab_size} tokens in the vocabulary."
   )

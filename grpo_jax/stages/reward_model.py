@@ -114,13 +114,13 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   tx, learning_rate = optimizer.make_optimizer(total_steps, **config.optimizer)
   checkpoint.claim(workdir, config.to_dict())
   if reward_models.is_saved(workdir):
-    print(f"{workdir} already holds a finished reward model.")
+    progress.say(f"{workdir} already holds a finished reward model.")
     return True
 
   cfg, policy, _ = checkpoint.load_policy(source, mesh, **config.model)
   tok.save(workdir / "tokenizer")
   checkpoint.save_model(workdir, cfg)
-  print(
+  progress.say(
     f"{len(encoded):,} of {len(known['train']):,} judged completions have at"
     f" most {config.max_length} tokens; {len(known['test']):,} are held out."
   )
@@ -247,8 +247,8 @@ def report(
   """Prints and writes how good the finished model is on held-out data."""
   results, found = held_out.evaluate(model, known)
   for name, value in results.items():
-    print(f"{name:24s} {value:8.4g}")
-  print(calibration.table(found))
+    progress.say(f"{name:24s} {value:8.4g}")
+  progress.say(calibration.table(found))
   content = {
     name: np.where(np.isnan(values), None, values).tolist()
     for name, values in found._asdict().items()

@@ -75,7 +75,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
         mesh,
       )
     writer.write_evaluation(step, config.evaluate.data.name, results)
-    print(f"Held out, after step {step}: {evaluate.summary(results)}")
+    progress.say(f"Held out, after step {step}: {evaluate.summary(results)}")
 
   def save() -> None:
     setup.checkpointer.save(
@@ -190,7 +190,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
       writer.write(step, scalars)
       table.show(step, scalars)
       if step % config.print_completions_every == 0:
-        print(progress.render(groups.problems, groups.texts, scores))
+        progress.say(progress.render(groups.problems, groups.texts, scores))
       # Last, so that a checkpoint never knows of a step that no file tells of.
       if step % config.checkpoint.every == 0:
         save()
@@ -199,11 +199,13 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   writer.close()
   completions.close()
   if step < config.total_steps:
-    print(f"Stopped after step {step}; the same command goes on from there.")
+    progress.say(
+      f"Stopped after step {step}; the same command goes on from there."
+    )
     return False
   picture = report.write_report(workdir)
-  print(report.compare(workdir))
-  print(f"A picture of the run is in {picture}.")
+  progress.say(report.compare(workdir))
+  progress.say(f"A picture of the run is in {picture}.")
   return True
 
 

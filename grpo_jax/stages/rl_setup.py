@@ -16,6 +16,7 @@ from grpo_jax import (
   dynamic_sampling,
   experience,
   optimizer,
+  progress,
   sharding,
   value_model,
 )
@@ -155,15 +156,15 @@ def start(config: ConfigDict, workdir: pathlib.Path) -> Start | None:
     state = state_lib.init_state(trainable.start(key, reference, mesh), tx)
   else:
     abstract = params_lib.abstract_params(trainable.specs, mesh)
-    state, refreshed, progress = checkpointer.restore(
+    state, refreshed, kept = checkpointer.restore(
       first_step, state_lib.abstract_state(abstract, tx)
     )
-    curriculum.set_state(progress["curriculum"])
+    curriculum.set_state(kept["curriculum"])
     if value_state is not None:
       value_state = checkpointer.restore_value(first_step, value_state)
     if refreshed is not None:
       reference = trainable.policy(refreshed)
-    print(f"Going on after step {first_step}.")
+    progress.say(f"Going on after step {first_step}.")
   if not (config.loss.kl_coef or config.advantages.get("kl_coef")):
     reference = refreshed = None
   setup = Setup(
@@ -231,7 +232,7 @@ def base_model(
   if config.pretrain:
     checkpoint.claim(workdir, config.to_dict())
     base = workdir / "base"
-    print(f"The base model, in {base}:")
+    progress.say(f"The base model, in {base}:")
     return base if pretrain.run(config.pretrain, base) else None
   return pathlib.Path(config.source)
 

@@ -69,7 +69,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   jax.set_mesh(mesh)
   if training.is_finished(workdir, total_steps):
     checkpoint.claim(workdir, config.to_dict())
-    print(f"{workdir} already holds all {total_steps} steps.")
+    progress.say(f"{workdir} already holds all {total_steps} steps.")
     return True
 
   settings = lora.LoraConfig(**config.lora)
@@ -105,10 +105,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
       jax.random.fold_in(root_key, _EVALUATE),
       mesh,
     )
-    print(f"Held out: {evaluate.summary(results)}")
+    progress.say(f"Held out: {evaluate.summary(results)}")
     return {config.evaluate.data.name: results}
 
-  print(_summary(batches, config))
+  progress.say(_summary(batches, config))
   trained = training.train(
     workdir,
     mesh,
@@ -134,10 +134,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     evaluate_every=config.evaluate.every if questions else 0,
   )
   if not trained.finished:
-    print("Stopped; the same command goes on from there.")
+    progress.say("Stopped; the same command goes on from there.")
     return False
   report.write_report(workdir, panels=_PANELS)
-  print(report.compare(workdir))
+  progress.say(report.compare(workdir))
   return True
 
 
