@@ -84,13 +84,23 @@ class JsonLines:
     self._file.close()
 
 
-def read(path: str | os.PathLike) -> list[dict[str, Any]]:
-  """The objects of a file of JSON lines; none where the file is missing."""
+def rows(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
+  """Yields the objects of a file of JSON lines; none where it is missing.
+
+  A last line that a kill cut short does not count.
+  """
   path = pathlib.Path(path)
   if not path.exists():
-    return []
+    return
   with path.open(encoding="utf-8") as lines:
-    return [json.loads(line) for line in lines]
+    for line in lines:
+      if line.endswith("\n"):
+        yield json.loads(line)
+
+
+def read(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """All that `rows` yields."""
+  return list(rows(path))
 
 
 def history(workdir: str | os.PathLike) -> list[dict[str, Any]]:

@@ -25,6 +25,8 @@ FLOORS = {
   "grpo_jax.data": 3,
   "grpo_jax.rewards": 3,
   "grpo_jax.sampling": 3,
+  "grpo_jax.annotation": 4,
+  "grpo_jax.asking": 4,
   "grpo_jax.checkpoint": 4,
   "grpo_jax.dynamic_sampling": 4,
   "grpo_jax.experience": 4,

@@ -92,6 +92,7 @@ class TestWriter:
     whole = path.read_bytes()
     for end in range(len(whole) - 20, len(whole)):
       path.write_bytes(whole[:end])
+      assert [row["step"] for row in run_log.rows(path)] == [1, 2]
       write_steps(tmp_path, [], restored=3)
       assert [row["step"] for row in run_log.read(path)] == [1, 2]
     path.write_bytes(whole)

@@ -256,7 +256,7 @@ def preferences() -> config_dict.ConfigDict:
     cache_chunk=1024,
   )
   c.rewards = dict(accuracy=1.0)
-  # Of `stages.preferences.pairs_of` and `steps_of`.
+  # Of `annotation.pairs_of` and `steps_of`.
   c.pairs = dict(margin=0.5, per_problem=1)
   c.steps = dict(separators=("\n\n",), continuations=8)
   return c
@@ -327,8 +327,8 @@ def rejection() -> config_dict.ConfigDict:
   # question of a test set are left out. `tests`: what `datasets.load` reads, by
   # names of one's own.
   c.decontaminate = dict(ngram=10, tests=dict())
-  # How problems are asked, and of which model: what `stages.rejection.Way`
-  # reads, by names of one's own.
+  # How problems are asked, and of which model: what `asking.Way` reads, by
+  # names of one's own.
   c.ways = dict(sampled=dict(source=""))
   c.prompts_per_batch = 64
   c.sampling = dict(

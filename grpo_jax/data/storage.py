@@ -16,6 +16,13 @@ from absl import logging as absl_logging
 Records = Iterable[Mapping[str, Any]]
 
 
+class _Info(tfds.core.DatasetInfo):
+  """What TFDS knows of a dataset, without asking Google's bucket for it."""
+
+  def initialize_from_bucket(self) -> None:
+    """Nothing is there of ours; TFDS would leave an empty folder in /tmp."""
+
+
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Writes and reads a TFDS dataset of any records."""
 
@@ -52,9 +59,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     )
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self, features=self._features, disable_shuffling=True
-    )
+    return _Info(builder=self, features=self._features, disable_shuffling=True)
 
   def _split_generators(
     self, dl_manager: tfds.download.DownloadManager

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 import tensorflow_datasets as tfds
@@ -130,3 +131,14 @@ def test_a_killed_writer_leaves_no_dataset_and_no_obstacle(tmp_path):
     records.read(directory)
   records.write(directory, ROWS, {})
   assert records.read(directory) == ROWS
+
+
+def test_nothing_is_left_behind_in_the_folder_of_temporary_files(
+  tmp_path, monkeypatch
+):
+  temporary = tmp_path / "temporary"
+  temporary.mkdir()
+  monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+  records.write(tmp_path / "set", ROWS, {})
+  assert from_tfds(tmp_path / "set") == ROWS
+  assert not list(temporary.iterdir())

@@ -11,14 +11,12 @@ import sys
 import helpers
 import jax
 import ml_collections
-import numpy as np
 import optax
 import pytest
 import tensorflow_datasets as tfds
 
-from grpo_jax import checkpoint, configs, generation, state, types
+from grpo_jax import asking, checkpoint, configs, run_log, state
 from grpo_jax.data import datasets, prompts, records, tokenizer
-from grpo_jax.sampling import decode
 from grpo_jax.stages import rejection
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -164,7 +162,7 @@ def whole(folder):
 
 
 def rows_of(workdir):
-  return list(rejection.read_rows(workdir / rejection.COMPLETIONS))
+  return run_log.read(workdir / rejection.COMPLETIONS)
 
 
 def test_every_completion_is_counted_once(whole):
@@ -330,29 +328,16 @@ def test_a_source_that_went_on_is_not_mixed_with_what_was_sampled(
 ):
   c = load_config(folder)
   _, ways = rejection.check(c)
-  asking = {n: rejection.ask(c, way, [], None) for n, way in ways.items()}
-  first = rejection.remember_sources(tmp_path, ways, asking)
-  assert rejection.remember_sources(tmp_path, ways, asking) == first
+  questions = {
+    n: asking.ask(way, [], None, sampling={}, prompts_per_batch=1)
+    for n, way in ways.items()
+  }
+  first = rejection.remember_sources(tmp_path, ways, questions)
+  assert rejection.remember_sources(tmp_path, ways, questions) == first
   path = tmp_path / "sources.json"
   path.write_text(path.read_text().replace('"step": 7', '"step": 6'))
   with pytest.raises(ValueError, match="the sources have changed"):
-    rejection.remember_sources(tmp_path, ways, asking)
-
-
-def test_thinking_that_the_prompt_opened_is_opened_by_the_text():
-  problem = types.Problem("q", "a", "pair_sum", "User: q\nAssistant:<think>")
-  batch = generation.Completions(
-    [problem] * 2,
-    ["so</think>a", "so</think>a\nUser: more"],
-    np.array([3, 9]),
-    np.array([False, True]),
-  )
-  asked = rejection.Asking(None, [], [], decode.SamplingParams(), "User:", {})
-  problems, texts, lengths, truncated = rejection.readable(batch, asked)
-  assert texts == ["<think>so</think>a"] * 2
-  assert [p.prompt for p in problems] == ["User: q\nAssistant:"] * 2
-  assert lengths.tolist() == [3, 9]
-  assert truncated.tolist() == [False, False]
+    rejection.remember_sources(tmp_path, ways, questions)
 
 
 @pytest.mark.parametrize("builder", [configs.rejection, configs.collect])

@@ -1,0 +1,29 @@
+"""How problems are asked, and what of an answer is read."""
+
+import numpy as np
+
+from grpo_jax import asking, generation, types
+from grpo_jax.sampling import decode
+
+
+def test_thinking_that_the_prompt_opened_is_opened_by_the_text():
+  problem = types.Problem("q", "a", "pair_sum", "User: q\nAssistant:<think>")
+  batch = generation.Completions(
+    [problem] * 2,
+    ["so</think>a", "so</think>a\nUser: more"],
+    np.array([3, 9]),
+    np.array([False, True]),
+  )
+  asked = asking.Asking(None, [], [], 1, decode.SamplingParams(), "User:", {})
+  problems, texts, lengths, truncated = asking.readable(batch, asked)
+  assert texts == ["<think>so</think>a"] * 2
+  assert [p.prompt for p in problems] == ["User: q\nAssistant:"] * 2
+  assert lengths.tolist() == [3, 9]
+  assert truncated.tolist() == [False, False]
+
+
+def test_batches_hold_all_completions_and_the_last_is_smaller():
+  problems = [types.Problem("q", "a", "pair_sum", "q")] * 7
+  sampling = decode.SamplingParams(group_size=3)
+  asked = asking.Asking(None, problems, [], 4, sampling, "", {})
+  assert asking.batch_rows(asked) == [12, 9]
