@@ -169,9 +169,15 @@ def base():
 
 
 def reinforced(arg):
-  """RL as the teacher had it, for fewer steps."""
+  """The teacher's RL with gentler steps, from more prompts each.
+
+  What a student already solves teaches nothing, and the few groups that are
+  left of 16 prompts pull it to and fro.
+  """
   c = configs.experiment(__file__, "r1_rl", f"runs={arg.runs}")
-  c.total_steps = c.evaluate.every = 16
+  c.total_steps, c.evaluate.every = 32, 16
+  c.prompts.num_prompts, c.sampling.group_size = 64, 8
+  c.optimizer.learning_rate = 1e-4
   return c
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import pathlib
-import tempfile
+import uuid
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -332,11 +332,11 @@ def _restore_params(
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a file that is there whole or not at all."""
-  with tempfile.NamedTemporaryFile(
-    "w", dir=path.parent, delete=False, encoding="utf-8"
-  ) as file:
-    file.write(text)
-  os.replace(file.name, path)
+  # A name of its own, for processes of several hosts may share the folder; and
+  # unlike a file of `tempfile` it can be read by whoever can read the folder.
+  partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+  partial.write_text(text, encoding="utf-8")
+  os.replace(partial, path)
 
 
 def _difference(old: Any, new: Any, where: str = "config") -> str:

@@ -186,3 +186,10 @@ class TestClaim:
   def test_an_empty_directory_is_fine(self, tmp_path):
     checkpoint.claim(tmp_path, CONFIG)
     assert (tmp_path / "config.json").exists()
+
+
+def test_files_can_be_read_by_whoever_can_read_the_folder(tmp_path):
+  checkpoint.write_text(tmp_path / "ours", "x")
+  (tmp_path / "other").write_text("x")
+  modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
+  assert modes == dict.fromkeys(("ours", "other"), modes["other"])
