@@ -12,9 +12,9 @@ The source is runs/r1_zero-bilingual with its base
 (`experiments/r1_zero.py:bilingual`). Each record says its way; dataset.json
 counts what was dropped, and why.
 
-Kept: few_shot 4 of 1,024 completions, detailed 97 of 1,024, zero 64 of 256 (one
-a question; the others are the same), in 1 min 18 s on two busy cores. A base
-that has read documents of one question each cannot make use of an example: it
+Kept, seed 0: few_shot 4 of 1,024 completions, detailed 101 of 1,024, zero 64 of
+256 (one a question; the others are the same), in 17 s on two cores. A base that
+has read documents of one question each cannot make use of an example: it
 copies its numbers.
 
   experiments/r1_collect.py:qwen2.5-7b   real models: word problems as worked

@@ -7,8 +7,8 @@ each, and writes the right, readable and different ones to
 runs/r1_rejection/dataset: records.jsonl, the same for TFDS, and dataset.json,
 which says where they came from and what was dropped for which reason.
 
-On two CPU cores, seed 0, in the chain of experiments/r1.py: 1,029 of 4,000 kept
-in 43 seconds; dropped 2,796 duplicates, 124 of mixed language, 27 truncated, 24
+On two CPU cores, seed 0, in the chain of experiments/r1.py: 1,013 of 4,000 kept
+in 12 seconds; dropped 2,922 duplicates, 39 of mixed language, 16 truncated, 10
 wrong.
 
   experiments/r1_rejection.py:source=DIR   another policy

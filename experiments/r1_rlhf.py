@@ -9,10 +9,11 @@ two models, of helpfulness (runs/reward_model) and of safety
 to exploit such models. The rule that the preferences were made with is logged
 as `rewards/politeness/mean` and earns nothing.
 
-On two CPU cores, seed 0, in the world of experiments/r1.py, 24 steps in three
-to four minutes: held-out sums 98.9 % before and after (pass@1); held-out
-small talk is preferred to that of runs/r1_sft in 76.1 % of comparisons (71.2 to
-81.2), politeness 0.52 before and 0.75 after.
+On two CPU cores, seed 0, in the chain of experiments/r1.py, 24 steps in a
+minute: held-out sums 99.9 % before and after (pass@1); held-out small talk is
+preferred to that of runs/r1_sft in 75.9 % of comparisons (71.6 to 80.2),
+politeness 0.54 before and 0.76 after. At the first stages' learning rate, 3e-4,
+it was 76.6 %, but sums fell to 96.5 %, before any small talk was asked.
 
   experiments/r1_rlhf.py:smoke        four steps, two of them with both kinds
   experiments/r1_rlhf.py:runs=DIR     sources are DIR/NAME instead of runs/NAME
