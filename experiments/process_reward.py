@@ -15,8 +15,11 @@ aggregate="min")`.
 On two CPU cores, seed 0: from the labels of 887 completions, 89.8 % of the
 steps of 95 held-out ones are put on the right side of one half (standard error
 2.7 %), 85.9 % if all are called wrong; ROC AUC 0.861, calibration error 0.083.
-A label is the share of eight continuations that reached the answer. The run on
-big_bench_mistake was begun (its base was made) and not finished: no result.
+A label is the share of eight continuations that reached the answer.
+big_bench_mistake, in 5 min 40 s with its base of 0.7 M parameters: 91.6 % of
+1,503 held-out steps of 179 traces (standard error 0.7 %), 91.1 % if all are
+called right; ROC AUC 0.862, calibration error 0.021; the first wrong step, or
+that there is none, is found in 33.5 % of the traces (3.5 %).
 """
 
 from grpo_jax import configs
