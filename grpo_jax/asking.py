@@ -81,14 +81,17 @@ class Asking(NamedTuple):
 
 
 def test_sets(
-  tests: Mapping[str, Mapping[str, Any]], ngram: int, data_dir: pathlib.Path
+  data_dir: pathlib.Path,
+  *,
+  tests: Mapping[str, Mapping[str, Any]],
+  ngram: int,
 ) -> decontamination.Index | None:
   """Returns the wording of test sets; None without any.
 
   Args:
+    data_dir: of prepared datasets.
     tests: by names of one's own, what `datasets.load` reads.
     ngram: so many words in a row are wording.
-    data_dir: of prepared datasets.
   """
   if not tests:
     return None

@@ -72,7 +72,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   jax.set_mesh(mesh)
   data_dir = pathlib.Path(config.data_dir).expanduser()
   problems = datasets.load(**config.data.to_dict(), data_dir=data_dir)
-  tests = asking.test_sets(**config.decontaminate.to_dict(), data_dir=data_dir)
+  tests = asking.test_sets(data_dir, **config.decontaminate.to_dict())
   questions = {
     name: asking.ask(
       way,
@@ -219,6 +219,7 @@ def check(
     free=("data", "ways", "rewards", "keep", "filters", "sampling", "tests"),
   )
   configs.check_section("sampling", config.sampling, decode.SamplingParams)
+  configs.check_section("decontaminate", config.decontaminate, asking.test_sets)
   if not config.ways:
     raise configs.ConfigError("config.ways is empty: name a way to ask.")
   if config.prompts_per_batch < 1:

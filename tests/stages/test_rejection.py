@@ -304,6 +304,10 @@ REFUSED = {
     lambda c: c.ways.few.update(num_problems=1),
     r"config\.ways\.few has no problem to ask: of those that it names, 1 share",
   ),
+  "test sets without what is the same wording": (
+    lambda c: setattr(c, "decontaminate", dict(tests=dict())),
+    r"config\.decontaminate lacks the field 'ngram'",
+  ),
   "an unknown test set": (
     lambda c: c.decontaminate.tests.update(x=dict(name="gsm", split="test")),
     r"No dataset 'gsm'",
