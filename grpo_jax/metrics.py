@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
-from grpo_jax import types
-from grpo_jax.losses import value
+from grpo_jax import dynamic_sampling, types
+from grpo_jax.losses import correction, value
 from grpo_jax.rewards import combine
 from grpo_jax.rewards import format as reward_format
 
@@ -30,6 +30,30 @@ def memory() -> dict[str, float]:
   if peaks:
     metrics["memory/device_peak_gib"] = max(peaks) / 2**30
   return metrics
+
+
+def rollout_metrics(
+  groups: dynamic_sampling.Groups,
+  scores: combine.Scores,
+  data: types.Experience,
+  entropy: Float[np.ndarray, "P G N"],
+) -> dict[str, float]:
+  """What the completions of a step were like, what they earned, and the gap.
+
+  `entropy`, in nats, is the mean over their tokens, `num_tokens` their number,
+  `sampling/<name>` what `correction.sampler_gap` tells of trainer and sampler.
+  """
+  mask = data.completion_mask
+  gap = correction.sampler_gap(data.old_logprobs, data.sampler_logprobs, mask)
+  return {
+    **reward_metrics(scores, mask.shape[1]),
+    **source_metrics(scores, groups.problems),
+    **completion_metrics(groups.texts, mask, groups.rollout.truncated),
+    **value_metrics(data),
+    **{f"sampling/{name}": x for name, x in gap.items()},
+    "entropy": float(entropy[mask].mean()),
+    "num_tokens": int(mask.sum()),
+  }
 
 
 def reward_metrics(

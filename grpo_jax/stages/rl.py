@@ -26,7 +26,7 @@ from grpo_jax import (
   sharding,
 )
 from grpo_jax.data import tokenizer
-from grpo_jax.losses import correction, policy
+from grpo_jax.losses import policy
 from grpo_jax.models import scoring
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
@@ -160,32 +160,24 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
           refreshed = jax.tree.map(jnp.copy, state.params)
           reference = trainable.policy(refreshed)
 
-      mask, lengths = rollout.completion_mask, groups.lengths
       scalars = metrics.mean_over_updates(updates)
-      scalars |= metrics.reward_metrics(scores, sampling.group_size)
-      scalars |= metrics.source_metrics(scores, groups.problems)
-      scalars |= metrics.completion_metrics(
-        groups.texts, mask, rollout.truncated
-      )
-      scalars |= metrics.value_metrics(data) | counts | curriculum.metrics()
-      gap = correction.sampler_gap(old.logprobs, rollout.logprobs, mask)
-      scalars |= {f"sampling/{name}": x for name, x in gap.items()}
-      scalars["entropy"] = float(old.entropy[mask].mean())
+      scalars |= metrics.rollout_metrics(groups, scores, data, old.entropy)
+      scalars |= counts | curriculum.metrics()
       scalars["learning_rate"] = setup.learning_rate(state.step - 1)
-      scalars["num_tokens"] = int(lengths.sum())
       metrics.require_finite(step, scalars)
       completions.write(
         step,
         groups.problems,
         groups.texts,
         scores,
-        lengths,
+        groups.lengths,
         rollout.truncated.ravel(),
       )
       if step % config.evaluate.every == 0 or step == config.total_steps:
         evaluate_now()
       seconds = timer.step()
-      seconds["time/tokens_per_second"] = lengths.sum() / seconds["time/step"]
+      speed = scalars["num_tokens"] / seconds["time/step"]
+      seconds["time/tokens_per_second"] = speed
       scalars |= seconds | metrics.memory()
       writer.write(step, scalars)
       table.show(step, scalars)
