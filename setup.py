@@ -49,6 +49,7 @@ setuptools.setup(
     "tensorboardX>=2.6.2,<3",
   ],
   extras_require={
+    # Also where there is no TPU: benchmarks/tpu_memory.py compiles for one.
     "tpu": ["jax[tpu]>=0.10,<0.12"],
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
     # Problems and scorers of a hundred reasoning tasks.

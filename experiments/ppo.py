@@ -9,8 +9,8 @@ value model of its own, per token (GAE), not by the other completions of a
 group.
 
 Held-out pass@1 of the base of r1_zero's seed 2, base and trained: 36.2 % and
-99.2 % (one run; GRPO took the same base to 100.0 %). The 32 steps took 3 min
-50 s on two CPU cores with other work beside it, at most 4.6 GiB.
+99.2 % (GRPO took the same base to 100.0 %), in 2 min 17 s on two CPU cores, at
+most 3.7 GiB.
 
   experiments/ppo.py:smoke         two steps, to see that everything runs
   experiments/ppo.py:base=DIR      on the checkpoint of another run, or on a

@@ -29,12 +29,16 @@ TRAIN = {
 SAMPLE = {axis: where for axis, where in TRAIN.items() if where != "fsdp"}
 
 
-def make_mesh(sizes: Mapping[str, int] | None = None) -> Mesh:
-  """Returns a mesh over all devices with explicit axes, those of MESH_AXES.
+def make_mesh(
+  sizes: Mapping[str, int] | None = None,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+  """Returns a mesh with explicit axes, those of MESH_AXES.
 
   Args:
     sizes: devices along each axis; 1 where absent. One axis may be -1 and takes
       what the others leave; by default that is `data`.
+    devices: of the mesh; all there are by default.
 
   Raises:
     ValueError: an unknown axis, or sizes whose product is not the device count.
@@ -45,20 +49,20 @@ def make_mesh(sizes: Mapping[str, int] | None = None) -> Mesh:
     raise ValueError(
       f"Unknown mesh axis {unknown[0]!r}; the axes are {MESH_AXES}."
     )
-  devices = jax.device_count()
+  devices = jax.devices() if devices is None else devices
   shape = [int(sizes.get(axis, 1)) for axis in MESH_AXES]
   known = int(np.prod([size for size in shape if size != -1]))
   if shape.count(-1) > 1 or min(shape) < -1 or 0 in shape:
     raise ValueError(
       f"Mesh sizes must be positive, and one of them may be -1: got {sizes}."
     )
-  shape = [devices // known if size == -1 else size for size in shape]
-  if int(np.prod(shape)) != devices:
+  shape = [len(devices) // known if size == -1 else size for size in shape]
+  if int(np.prod(shape)) != len(devices):
     raise ValueError(
       f"Mesh {dict(zip(MESH_AXES, shape, strict=True))} needs"
-      f" {int(np.prod(shape))} devices, and there are {devices}."
+      f" {int(np.prod(shape))} devices, and there are {len(devices)}."
     )
-  return jax.make_mesh(tuple(shape), MESH_AXES)
+  return jax.make_mesh(tuple(shape), MESH_AXES, devices=devices)
 
 
 def has_mesh() -> bool:

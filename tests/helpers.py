@@ -107,8 +107,8 @@ def eight(cfg: ModelConfig) -> dict[str, int]:
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, expert: int = 1):
   """A mesh over as many of the eight CPU devices as it needs."""
   shape = (data, fsdp, tensor, expert)
-  devices = jax.devices()[: math.prod(shape)]
-  return jax.make_mesh(shape, sharding.MESH_AXES, devices=devices)
+  sizes = dict(zip(sharding.MESH_AXES, shape, strict=True))
+  return sharding.make_mesh(sizes, jax.devices()[: math.prod(shape)])
 
 
 def make_params(cfg: ModelConfig, mesh=None, seed: int = 0):

@@ -1,0 +1,170 @@
+r"""What a run needs of each TPU chip: its programs compiled, without a TPU.
+
+  pip install -e '.[tpu]'
+  python benchmarks/tpu_memory.py --topology=v5p:4x4x4 \
+    --config=experiments/r1_zero.py:qwen2.5-7b --model=qwen2.5-7b
+
+compiles the sampler, the scorer and the update of an rl config for a topology
+(such as v5e:2x4, v6e:16x16 or v5p:4x4x4) with a model of
+`grpo_jax.models.presets`, and prints GiB per chip. No weights are needed and
+nothing is run. What does not fit is an error of the compiler's.
+"""
+
+import argparse
+import ast
+import dataclasses
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+# Read when JAX starts: this machine's CPU is all that is there.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from grpo_jax import configs, optimizer, sharding, state
+from grpo_jax.models import lora, params, presets
+from grpo_jax.models.config import ModelConfig
+from grpo_jax.sampling import decode
+from grpo_jax.stages import rl, rl_setup
+from grpo_jax.types import Experience, PromptBatch
+
+GIB = 2**30
+
+
+def main() -> None:
+  """Compiles the programs of a run and prints what each needs."""
+  args = parse()
+  path, _, arg = args.config.partition(":")
+  path = pathlib.Path(path)
+  config = configs.experiment(path, path.stem, arg or None)
+  changes = (change.split("=", 1) for change in args.set)
+  config.update_from_flattened_dict(
+    {name: ast.literal_eval(value) for name, value in changes}
+  )
+  devices = topologies.get_topology_desc(
+    platform="tpu", topology_name=args.topology
+  ).devices
+  mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
+  jax.set_mesh(mesh)
+  cfg = dataclasses.replace(presets.PRESETS[args.model], **config.model)
+  shape = {axis: size for axis, size in mesh.shape.items() if size > 1}
+  print(f"{args.model} on {mesh.size} x {devices[0].device_kind}, mesh {shape}")
+  print("GiB per chip   arguments   updated in place    peak   seconds")
+  for name, lowered in programs(config, cfg, mesh):
+    began = time.monotonic()
+    memory = lowered.compile().memory_analysis()
+    print(
+      f"{name:<12}{memory.argument_size_in_bytes / GIB:>12.2f}"
+      f"{memory.alias_size_in_bytes / GIB:>19.2f}"
+      f"{memory.peak_memory_in_bytes / GIB:>8.2f}"
+      f"{time.monotonic() - began:>10.0f}",
+      flush=True,
+    )
+
+
+def parse() -> argparse.Namespace:
+  """Returns the command line's options."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--topology", default="v5e:2x4")
+  parser.add_argument("--config", default="experiments/r1_zero.py:qwen2.5-7b")
+  parser.add_argument(
+    "--model", default="qwen2.5-7b", choices=sorted(presets.PRESETS)
+  )
+  parser.add_argument(
+    "--set",
+    nargs="*",
+    default=(),
+    metavar="FIELD=VALUE",
+    help="fields of the config, such as mesh.tensor=2",
+  )
+  return parser.parse_args()
+
+
+def programs(
+  config: Any, cfg: ModelConfig, mesh: Mesh
+) -> Iterator[tuple[str, jax.stages.Lowered]]:
+  """Yields the sampler, the scorer and the update, lowered for the mesh."""
+  weights = params.abstract_params(params.param_specs(cfg), mesh)
+  tx, learning_rate = optimizer.make_optimizer(
+    config.total_steps * config.batching.num_minibatches, **config.optimizer
+  )
+  setup = rl_setup.Setup(
+    mesh=mesh,
+    cfg=cfg,
+    tok=None,
+    curriculum=None,
+    questions=None,
+    trainable=lora.trainable(cfg, weights, lora.LoraConfig()),
+    tx=tx,
+    learning_rate=learning_rate,
+    value=None,
+    checkpointer=None,
+    first_step=None,
+  )
+  sampling = rl_setup.sampling_at(config, 0)
+  score, update = rl.make_programs(config, setup, sampling.temperature)
+  size, group = config.prompts.num_prompts, sampling.group_size
+  rollout = completions(config, mesh, size, group)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  key = on_mesh(mesh, key.shape, key.dtype)
+  yield (
+    "sample",
+    decode.sample.lower(
+      weights, cfg, rollout.prompts, key, sampling=sampling, eos_ids=(0,)
+    ),
+  )
+  pieces = rl_setup.num_pieces(config)
+  rows = completions(config, mesh, size, group, pieces)
+  yield (
+    "score",
+    score.lower(weights, rows.prompts, rows.tokens, rows.completion_mask),
+  )
+  part = completions(
+    config,
+    mesh,
+    size // config.batching.num_minibatches,
+    group,
+    config.batching.num_microbatches,
+  )
+  yield "update", update.lower(state.abstract_state(weights, tx), part)
+
+
+def completions(
+  config: Any, mesh: Mesh, size: int, group: int, pieces: int = 1
+) -> Experience:
+  """Returns what the loss reads of `size` prompts, all slots in use."""
+  axes = sharding.split_rows(mesh, size // pieces, group)
+  slots = (size, config.prompts.prompt_slots)
+  shape = (size, group, config.sampling.max_new_tokens)
+  numbers = on_mesh(mesh, shape, jnp.float32, *axes)
+  return Experience(
+    prompts=PromptBatch(
+      tokens=on_mesh(mesh, slots, jnp.int32, axes[0]),
+      mask=on_mesh(mesh, slots, jnp.bool, axes[0]),
+    ),
+    tokens=on_mesh(mesh, shape, jnp.int32, *axes),
+    completion_mask=on_mesh(mesh, shape, jnp.bool, *axes),
+    old_logprobs=numbers,
+    ref_logprobs=numbers if config.loss.kl_coef else None,
+    sampler_logprobs=numbers,
+    advantages=numbers,
+    weights=numbers,
+  )
+
+
+def on_mesh(mesh: Mesh, shape: tuple[int, ...], dtype: Any, *axes: Any) -> Any:
+  """Returns an array's shape and how it is split."""
+  where = NamedSharding(mesh, PartitionSpec(*axes))
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+
+if __name__ == "__main__":
+  main()
