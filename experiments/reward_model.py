@@ -50,7 +50,8 @@ def get_config(arg=None):
   c.source = arg.source or f"{arg.runs}/r1_sft"
   c.data.path = arg.data or f"{arg.runs}/r1_preferences/dataset"
   if arg.task == "helpfulness":
-    c.epochs = 5
+    # Pairs differ in a name or a word: many of them make a steady gradient.
+    c.epochs, c.batch.num_rows = 10, 64
   elif arg.task == "safety":
     c.kind = "pointwise"
     c.data.path = arg.data or f"{arg.runs}/r1_preferences-safety/dataset"
