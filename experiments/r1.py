@@ -2,7 +2,7 @@
 
   python -m grpo_jax.main --config=experiments/r1.py
 
-On two CPU cores, seed 0: 12 min 6 s (35 minutes on an older machine that was
+On two CPU cores, seed 0: 13 min 45 s (35 minutes on an older machine that was
 busy with other work), at most 3.2 GiB. 256 held-out sums, 4 samples each at
 temperature 0.6; small talk of 32 held-out questions, 16 samples each; wins are
 against "SFT on kept samples":
@@ -14,7 +14,7 @@ cold start                       80.1%    99.9%      1.00    43.8    0.41  38.5%
 RL                              100.0%   100.0%      1.00    52.4    0.37  35.3%
 RL, no language term             99.7%   100.0%      0.97    52.3    0.38  36.2%
 SFT on kept samples             100.0%   100.0%      1.00    52.4    0.54  50.0%
-R1: RL with preferences         100.0%   100.0%      1.00    52.4    0.76  75.9%
+R1: RL with preferences         100.0%   100.0%      1.00    52.4    0.76  75.5%
 student: RL alone                82.4%    96.8%      0.94    48.6
 student: distilled               99.9%   100.0%      1.00    52.4
 student: distilled, then RL     100.0%   100.0%      1.00    52.4

@@ -17,8 +17,8 @@ It is then trained
 and all are evaluated beside the teacher. `rl` and `sft_rl` draw equally many
 completions in their RL; how long each way took is in done.jsonl.
 
-On two CPU cores, seed 0, in the chain of experiments/r1.py: 3 min 45 s, 72 s of
-which for the base, 6 s for SFT, 59 s and 48 s for each RL. 256 held-out sums, 4
+On two CPU cores, seed 0, in the chain of experiments/r1.py: 4 min 18 s, 87 s of
+which for the base, 6 s for SFT, 65 s and 57 s for each RL. 256 held-out sums, 4
 samples each:
 
                                accuracy    format  language    length

@@ -11,9 +11,9 @@ as `rewards/politeness/mean` and earns nothing.
 
 On two CPU cores, seed 0, in the chain of experiments/r1.py, 24 steps in a
 minute: held-out sums 99.9 % before and after (pass@1); held-out small talk is
-preferred to that of runs/r1_sft in 75.9 % of comparisons (71.6 to 80.2),
+preferred to that of runs/r1_sft in 75.5 % of comparisons (71.1 to 79.9),
 politeness 0.54 before and 0.76 after. At the first stages' learning rate, 3e-4,
-it was 76.6 %, but sums fell to 96.5 %, before any small talk was asked.
+sums fell to 96.5 %, before any small talk was asked.
 
   experiments/r1_rlhf.py:smoke        four steps, two of them with both kinds
   experiments/r1_rlhf.py:runs=DIR     sources are DIR/NAME instead of runs/NAME
