@@ -6,13 +6,15 @@ r"""What a run needs of each TPU chip: its programs compiled, without a TPU.
 
 compiles the sampler, the scorer and the update of an rl config for a topology
 (such as v5e:2x4, v6e:16x16 or v5p:4x4x4) with a model of
-`grpo_jax.models.presets`, and prints GiB per chip. No weights are needed and
-nothing is run. What does not fit is an error of the compiler's.
+`grpo_jax.models.presets`, and prints GiB per chip, or by how much a program
+does not fit. No weights are needed and nothing is run. libtpu complains that it
+finds no TPU, and goes on.
 """
 
 import argparse
 import ast
 import dataclasses
+import importlib.util
 import os
 import pathlib
 import time
@@ -59,15 +61,24 @@ def main() -> None:
   print(f"{args.model} on {mesh.size} x {devices[0].device_kind}, mesh {shape}")
   print("GiB per chip   arguments   updated in place    peak   seconds")
   for name, lowered in programs(config, cfg, mesh):
-    began = time.monotonic()
+    print(f"{name:<12}{needs(lowered)}", flush=True)
+
+
+def needs(lowered: jax.stages.Lowered) -> str:
+  """Returns the figures of a compiled program, or that it does not fit."""
+  began = time.monotonic()
+  try:
     memory = lowered.compile().memory_analysis()
-    print(
-      f"{name:<12}{memory.argument_size_in_bytes / GIB:>12.2f}"
-      f"{memory.alias_size_in_bytes / GIB:>19.2f}"
-      f"{memory.peak_memory_in_bytes / GIB:>8.2f}"
-      f"{time.monotonic() - began:>10.0f}",
-      flush=True,
-    )
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    return str(error).splitlines()[0]
+  return (
+    f"{memory.argument_size_in_bytes / GIB:>12.2f}"
+    f"{memory.alias_size_in_bytes / GIB:>19.2f}"
+    f"{memory.peak_memory_in_bytes / GIB:>8.2f}"
+    f"{time.monotonic() - began:>10.0f}"
+  )
 
 
 def parse() -> argparse.Namespace:
@@ -85,7 +96,10 @@ def parse() -> argparse.Namespace:
     metavar="FIELD=VALUE",
     help="fields of the config, such as mesh.tensor=2",
   )
-  return parser.parse_args()
+  args = parser.parse_args()
+  if importlib.util.find_spec("libtpu") is None:
+    parser.error("there is no libtpu here: pip install -e '.[tpu]'")
+  return args
 
 
 def programs(
