@@ -26,6 +26,8 @@ _BESIDE = pathlib.Path(__file__).parents[2] / "shared" / "data"
 def _set_xla_flags() -> None:
   """Sets flags that were not given, if this XLA has them: unknown ones abort.
 
+  A flag's name is a text of its own in the library; what a removed one leaves
+  there, its reserved field in a description of all, does not end in a zero.
   Processes that tests start inherit them.
   """
   given = os.environ.get("XLA_FLAGS", "")
@@ -35,7 +37,7 @@ def _set_xla_flags() -> None:
       mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
       for flag, value in _XLA_FLAGS.items():
-        if flag not in given and content.find(flag.encode()) >= 0:
+        if flag not in given and content.find(b"\0%b\0" % flag.encode()) >= 0:
           given += f" --{flag}={value}"
   os.environ["XLA_FLAGS"] = given.strip()
 
