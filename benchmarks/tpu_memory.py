@@ -7,8 +7,10 @@ r"""What a run needs of each TPU chip: its programs compiled, without a TPU.
 compiles the sampler, the scorer and the update of an rl config for a topology
 (such as v5e:2x4, v6e:16x16 or v5p:4x4x4) with a model of
 `grpo_jax.models.presets`, and prints GiB per chip, or by how much a program
-does not fit. No weights are needed and nothing is run. libtpu complains that it
-finds no TPU, and goes on.
+does not fit. What a program does not read comes on top: the optimizer's moments
+(twice the sampler's arguments) and the reference (as much as these). No weights
+are needed and nothing is run. libtpu complains that it finds no TPU, and goes
+on.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import dataclasses
 import importlib.util
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -51,6 +54,11 @@ def main() -> None:
   config.update_from_flattened_dict(
     {name: ast.literal_eval(value) for name, value in changes}
   )
+  if config.stage != "rl" or config.value is not None or config.lora.rank:
+    sys.exit(
+      f"{args.config} is not for this script, which knows the rl stage without"
+      " a value model and without adapters."
+    )
   devices = topologies.get_topology_desc(
     platform="tpu", topology_name=args.topology
   ).devices

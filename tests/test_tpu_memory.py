@@ -28,6 +28,7 @@ def test_sampler_scorer_and_update_compile_for_eight_chips(mesh):
       *(sys.executable, SCRIPT, "--model=qwen2.5-0.5b", "--set", *SIZES),
       *(f"{name}={size}" for name, size in sizes),
     ],
+    cwd=SCRIPT.parents[1],
     # Without the flags that tests on a CPU set.
     env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"},
     capture_output=True,
