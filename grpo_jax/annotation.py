@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from grpo_jax import configs, generation, metrics
+from grpo_jax import errors, generation, metrics
 from grpo_jax.data import tokenizer
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
@@ -65,7 +65,7 @@ class Drawn(NamedTuple):
 
 
 def score(
-  rewards: configs.Section, batch: generation.Completions
+  rewards: errors.Section, batch: generation.Completions
 ) -> Float[np.ndarray, " rows"]:
   """What each completion earns; NaN where there is no telling."""
   scores = combine.score(
@@ -141,7 +141,7 @@ def steps_of(
   drawn: Drawn,
   *,
   policy: Policy,
-  rewards: configs.Section,
+  rewards: errors.Section,
   key: Key[Array, ""],
   separators: Sequence[str],
   continuations: int,
@@ -212,7 +212,7 @@ def _continued(
   drawn: Drawn,
   begun: Sequence[_Beginning],
   policy: Policy,
-  rewards: configs.Section,
+  rewards: errors.Section,
   key: Key[Array, ""],
   continuations: int,
 ) -> list[float]:

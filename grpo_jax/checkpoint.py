@@ -18,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from grpo_jax import configs
+from grpo_jax import errors
 from grpo_jax.models import hf, lora
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
@@ -193,7 +193,7 @@ def require_source(path: str | os.PathLike, field: str = "source") -> None:
   """
   if not is_source(path):
     raise FileNotFoundError(
-      f"No model in {str(path)!r}: run `{configs.made_by(path)}` first, or give"
+      f"No model in {str(path)!r}: run `{errors.made_by(path)}` first, or give"
       f" --config.{field}=DIRECTORY, of a run or of Hugging Face."
     )
 

@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from grpo_jax import checkpoint, configs, results, sharding
+from grpo_jax import checkpoint, errors, results, sharding
 from grpo_jax.data import datasets as datasets_lib
 from grpo_jax.data import text, tokenizer
 from grpo_jax.models import scoring
@@ -89,7 +89,7 @@ def forgetting(
   found = datasets_lib.load(**data, data_dir=setting.data_dir)
   documents = list(itertools.islice(found, num_documents or len(found)))
   if not all(isinstance(document, str) for document in documents):
-    raise configs.ConfigError(
+    raise errors.ConfigError(
       f"config.probes.forgetting.data names {data['name']!r}, whose records are"
       " no texts; give a corpus or text files."
     )
@@ -98,7 +98,7 @@ def forgetting(
     checkpoint.require_source(base, "probes.forgetting.base")
     other = tokenizer.load(checkpoint.tokenizer_directory(base))
     if any(setting.tok.encode(d) != other.encode(d) for d in documents):
-      raise configs.ConfigError(
+      raise errors.ConfigError(
         f"The model in {base!r} has another tokenizer than config.source; nats"
         " per token cannot be compared."
       )
@@ -179,7 +179,7 @@ def few_shot(
   _known(setting, "few_shot", dataset)
   section = setting.sections[dataset]
   if "accuracy" not in section["rewards"]:
-    raise configs.ConfigError(
+    raise errors.ConfigError(
       f"config.probes.few_shot needs accuracy among the rewards of {dataset!r}."
     )
   texts = datasets_lib.load(**examples, data_dir=setting.data_dir)
@@ -214,9 +214,9 @@ PROBES: dict[str, Callable[..., Measure]] = {
 
 def _known(setting: Setting, probe: str, name: str) -> None:
   if name not in setting.sections:
-    raise configs.ConfigError(
+    raise errors.ConfigError(
       f"config.probes.{probe} names the dataset {name!r}, which is none of"
-      f" config.datasets; {configs.nearest(name, setting.sections)}"
+      f" config.datasets; {errors.nearest(name, setting.sections)}"
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from grpo_jax import checkpoint, configs, types
+from grpo_jax import checkpoint, errors, types
 from grpo_jax.data import prompts, tokenizer
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
@@ -236,7 +236,7 @@ def _read(workdir: str | os.PathLike) -> tuple[learned.Reading, float, float]:
 def _nothing(source: str, kind: str | None = None) -> terms.Result:
   """The scores of no completions, where `source` holds a model of the kind."""
   if not (pathlib.Path(source) / checkpoint.CHECKPOINTS).is_dir():
-    command = configs.run_behind(source)
+    command = errors.run_behind(source)
     todo = f"run `{command}` first" if command else "name another directory"
     raise FileNotFoundError(f"No checkpoint of a model in {source}: {todo}.")
   if kind is not None:

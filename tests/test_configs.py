@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from grpo_jax import configs
+from grpo_jax import configs, errors
 
 EXPERIMENT = """
 import ml_collections
@@ -118,10 +118,10 @@ class TestParseArg:
 
 class TestCheckSection:
   def test_the_signature_is_the_schema(self):
-    configs.check_section("loss", {"kl_coef": 1.0}, loss)
-    configs.check_section("loss", ConfigDict({"clip_low": 0.1}), loss)
-    configs.check_section("sampling", {"max_new_tokens": 4}, Sampling)
-    configs.check_section("sampling", {}, Sampling, given=("max_new_tokens",))
+    errors.check_section("loss", {"kl_coef": 1.0}, loss)
+    errors.check_section("loss", ConfigDict({"clip_low": 0.1}), loss)
+    errors.check_section("sampling", {"max_new_tokens": 4}, Sampling)
+    errors.check_section("sampling", {}, Sampling, given=("max_new_tokens",))
 
   @pytest.mark.parametrize(
     "section, function, given, sentence",
@@ -157,12 +157,12 @@ class TestCheckSection:
     self, section, function, given, sentence
   ):
     with pytest.raises(ValueError) as error:
-      configs.check_section("s", section, function, given)
+      errors.check_section("s", section, function, given)
     assert str(error.value) == sentence
 
   def test_what_a_partial_has_already_filled_in_may_be_replaced(self):
     filled = functools.partial(loss, kl_coef=1.0)
-    configs.check_section("loss", {"kl_coef": 0.5}, filled)
+    errors.check_section("loss", {"kl_coef": 0.5}, filled)
 
   def test_keywords_of_a_typed_dict_are_optional_fields(self):
     class Terms(TypedDict, total=False):
@@ -171,14 +171,14 @@ class TestCheckSection:
     def function(logprobs, *, scale, **terms: Unpack[Terms]):
       return logprobs, scale, terms
 
-    configs.check_section("s", {"scale": 1.0}, function)
-    configs.check_section("s", {"scale": 1.0, "kl_coef": 0.0}, function)
-    with pytest.raises(configs.ConfigError, match="did you mean 'kl_coef'"):
-      configs.check_section("s", {"scale": 1.0, "kl_coeff": 0.0}, function)
+    errors.check_section("s", {"scale": 1.0}, function)
+    errors.check_section("s", {"scale": 1.0, "kl_coef": 0.0}, function)
+    with pytest.raises(errors.ConfigError, match="did you mean 'kl_coef'"):
+      errors.check_section("s", {"scale": 1.0, "kl_coeff": 0.0}, function)
 
   def test_any_keyword_is_no_schema(self):
     with pytest.raises(TypeError, match="is no schema"):
-      configs.check_section("s", {}, lambda **kwargs: kwargs)
+      errors.check_section("s", {}, lambda **kwargs: kwargs)
 
 
 class TestCheckFields:
@@ -188,8 +188,8 @@ class TestCheckFields:
 
   def test_what_the_template_has_passes_whatever_its_value(self):
     config = ConfigDict({"seed": 3, "loss": {}, "rewards": {"mine": 1.0}})
-    configs.check_fields(config, self.TEMPLATE, free=("rewards",))
-    configs.check_fields(self.TEMPLATE, self.TEMPLATE)
+    errors.check_fields(config, self.TEMPLATE, free=("rewards",))
+    errors.check_fields(self.TEMPLATE, self.TEMPLATE)
 
   @pytest.mark.parametrize(
     "config, sentence",
@@ -207,8 +207,8 @@ class TestCheckFields:
     ],
   )
   def test_what_it_does_not_have_is_named_with_its_path(self, config, sentence):
-    with pytest.raises(configs.ConfigError) as error:
-      configs.check_fields(ConfigDict(config), self.TEMPLATE)
+    with pytest.raises(errors.ConfigError) as error:
+      errors.check_fields(ConfigDict(config), self.TEMPLATE)
     assert str(error.value) == sentence
 
 

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from grpo_jax import configs, probes, results, types
+from grpo_jax import errors, probes, results, types
 from grpo_jax.data import tokenizer
 from grpo_jax.models import scoring
 from grpo_jax.rewards import combine
@@ -169,5 +169,5 @@ def test_examples_are_put_in_front_and_compared_in_pairs(tmp_path):
   ],
 )
 def test_a_dataset_that_is_not_asked_is_refused(probe, options, tmp_path):
-  with pytest.raises(configs.ConfigError, match="'mime'.*did you mean 'mine'"):
+  with pytest.raises(errors.ConfigError, match="'mime'.*did you mean 'mine'"):
     probe(setting(tmp_path), **options)

@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from grpo_jax.configs import checks
+from grpo_jax import errors
 
 
 def parse_flags(
@@ -32,7 +32,7 @@ def parse_flags(
   try:
     _check_overrides(argv, _load(argv))
     return flag_values(argv)
-  except (checks.ConfigError, flags.Error) as error:
+  except (errors.ConfigError, flags.Error) as error:
     sys.exit(_sentence(error))
 
 
@@ -48,9 +48,9 @@ def _load(argv: Sequence[str]) -> Any:
   path = pathlib.Path(probe["config"].config_filename.partition(":")[0])
   if not path.is_file():
     others = [str(other) for other in path.parent.glob("*.py")]
-    raise checks.ConfigError(
+    raise errors.ConfigError(
       f"There is no config file {str(path)!r};"
-      f" {checks.nearest(str(path), others)}"
+      f" {errors.nearest(str(path), others)}"
     )
   return flag.value
 
@@ -62,8 +62,8 @@ def _check_overrides(argv: Sequence[str], config: Any) -> None:
     for field in override.group(1).split(".") if override else ():
       # An index into a list, such as `betas[0]`, is left to ml_collections.
       name = field.partition("[")[0]
-      if isinstance(section, checks.Section):
-        checks.check_names(path, [name], section)
+      if isinstance(section, errors.Section):
+        errors.check_names(path, [name], section)
         section, path = section[name], f"{path}.{name}"
 
 
@@ -72,7 +72,7 @@ def _sentence(error: BaseException) -> str:
   origin = error
   while origin is not None:
     # ml_collections raises the error anew with a traceback for its text.
-    if isinstance(origin, checks.ConfigError) and "Traceback" not in str(
+    if isinstance(origin, errors.ConfigError) and "Traceback" not in str(
       origin
     ):
       return str(origin)

@@ -19,7 +19,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from grpo_jax import configs
+from grpo_jax import errors
 from grpo_jax.data import (
   aime,
   countdown,
@@ -64,14 +64,14 @@ def load(
     ConnectionError: a download failed.
   """
   if name not in DATASETS:
-    raise ValueError(f"No dataset {name!r}; {configs.nearest(name, DATASETS)}")
+    raise ValueError(f"No dataset {name!r}; {errors.nearest(name, DATASETS)}")
   make = DATASETS[name]
   known = inspect.signature(make).parameters
   for option in options:
     if option not in known:
       raise ValueError(
         f"Dataset {name} has no option {option!r};"
-        f" {configs.nearest(option, known)}"
+        f" {errors.nearest(option, known)}"
       )
   for option, parameter in known.items():
     if parameter.default is parameter.empty and option not in options:

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from grpo_jax import configs
+from grpo_jax import errors
 from grpo_jax.data import recipes, records, user_files
 from grpo_jax.types import Example
 
@@ -27,7 +27,7 @@ def examples(*, path: str, source: str = "records") -> recipes.Recipe:
   root = pathlib.Path(path)
   file = root / records.RECORDS if records.is_dataset(root) else root
   if not file.is_file():
-    command = configs.run_behind(path)
+    command = errors.run_behind(path)
     todo = f"run `{command}` first" if command else "give another path"
     raise FileNotFoundError(
       f"No conversations in {path!r}, neither a file nor a dataset that a stage"

@@ -24,7 +24,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from grpo_jax import configs
+from grpo_jax import errors
 from grpo_jax.data import decontamination
 from grpo_jax.rewards import format, parts
 from grpo_jax.rewards import language as language_lib
@@ -53,7 +53,7 @@ class Filter(NamedTuple):
   given: tuple[str, ...]
 
 
-def read(section: configs.Section) -> list[Filter]:
+def read(section: errors.Section) -> list[Filter]:
   """Returns the filters that a section of a config names.
 
   Those that look at `kept` come last; otherwise they stand as in `FILTERS`.
@@ -66,9 +66,9 @@ def read(section: configs.Section) -> list[Filter]:
   """
   for name in section:
     if name not in FILTERS:
-      raise configs.ConfigError(
+      raise errors.ConfigError(
         f"config.filters has no filter {name!r};"
-        f" {configs.nearest(name, FILTERS)}"
+        f" {errors.nearest(name, FILTERS)}"
       )
   found = [
     _filter(name, section[name])
@@ -102,8 +102,8 @@ def _filter(name: str, options: Any) -> Filter:
   function, where = FILTERS[name], f"filters.{name}"
   if options is True:
     options = {}
-  if not isinstance(options, configs.Section):
-    raise configs.ConfigError(
+  if not isinstance(options, errors.Section):
+    raise errors.ConfigError(
       f"config.{where} must be True, False or a section of options, not"
       f" {options!r}."
     )
@@ -113,15 +113,15 @@ def _filter(name: str, options: Any) -> Filter:
   known = [key for key in asked if key not in GIVEN]
   for option in options:
     if option not in known:
-      raise configs.ConfigError(
+      raise errors.ConfigError(
         f"config.{where} has no field {option!r};"
-        f" {configs.nearest(option, known)}"
+        f" {errors.nearest(option, known)}"
       )
   bound = functools.partial(function, **dict(options.items()))
   try:
     bound(_BLANK, "", **{key: GIVEN[key] for key in given})
   except ValueError as error:
-    raise configs.ConfigError(f"config.{where}: {error}") from error
+    raise errors.ConfigError(f"config.{where}: {error}") from error
   return Filter(name, bound, given)
 
 

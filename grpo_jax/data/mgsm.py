@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from grpo_jax import configs
+from grpo_jax import errors
 from grpo_jax.data import local, recipes
 
 
@@ -25,8 +25,7 @@ def problems(
   found = [f.stem.removeprefix("mgsm_") for f in folder.glob("mgsm_*.tsv")]
   if found and language not in found:
     raise ValueError(
-      f"{folder} has no MGSM in {language!r};"
-      f" {configs.nearest(language, found)}"
+      f"{folder} has no MGSM in {language!r}; {errors.nearest(language, found)}"
     )
 
   def records() -> Iterator[Mapping[str, str]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from grpo_jax import configs
+from grpo_jax import errors
 
 _AMOUNTS = "count", "weight"
 
@@ -24,7 +24,7 @@ class Part:
     weight: its share of an epoch, relative to the other weights.
   """
 
-  data: configs.Section
+  data: errors.Section
   count: int | None = None
   weight: int | float | None = None
 
@@ -79,7 +79,7 @@ class Mixture:
     return counts
 
 
-def mixture(*, parts: configs.Section, seed: int = 0) -> Mixture:
+def mixture(*, parts: errors.Section, seed: int = 0) -> Mixture:
   """Several datasets of one type.
 
   With counts, an epoch has exactly that many records of each part: all of them
@@ -103,7 +103,7 @@ def mixture(*, parts: configs.Section, seed: int = 0) -> Mixture:
   return Mixture({name: Part(**part) for name, part in parts.items()}, seed)
 
 
-def _check(name: str, part: configs.Section) -> None:
+def _check(name: str, part: errors.Section) -> None:
   given = [amount for amount in _AMOUNTS if amount in part]
   if "data" not in part or len(given) != 1 or len(part) != 2:
     raise ValueError(

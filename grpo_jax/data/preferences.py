@@ -27,7 +27,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from grpo_jax import configs
+from grpo_jax import errors
 from grpo_jax.data import prompts, recipes, records, tasks
 from grpo_jax.types import Problem
 
@@ -172,7 +172,7 @@ def _files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
   if not files or not files[0].is_file():
     raise FileNotFoundError(
       f"There are no judged completions in {root}: name a file or a folder of"
-      f" JSON lines, or run `{configs.made_by(root)}` first."
+      f" JSON lines, or run `{errors.made_by(root)}` first."
     )
   return files
 

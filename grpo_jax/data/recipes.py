@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from grpo_jax import configs
+from grpo_jax import errors
 from grpo_jax.types import Example, Problem
 
 Splits = Mapping[str, Iterator[Mapping[str, str]]]
@@ -55,7 +55,7 @@ def mix(kind: type, name: str, given: Mapping[str, Any] | None) -> Any:
     if field not in fields:
       raise ValueError(
         f"The mix of {name} has no field {field!r};"
-        f" {configs.nearest(field, fields)}"
+        f" {errors.nearest(field, fields)}"
       )
   return kind(**(given or {}))
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from grpo_jax import configs
+from grpo_jax import errors
 from grpo_jax.rewards import judge
 from grpo_jax.types import Problem
 
@@ -72,14 +72,14 @@ def rewrite(
   return by_model(problems, texts, **model) if model else texts
 
 
-def check(section: configs.Section, where: str) -> None:
+def check(section: errors.Section, where: str) -> None:
   """Raises ConfigError unless `rewrite(**section)` can be called.
 
   Args:
     section: of a config.
     where: how the config names it.
   """
-  configs.check_section(where, section, rewrite)
+  errors.check_section(where, section, rewrite)
   words = section.get("words", ())
   if not all(
     isinstance(pair, (tuple, list))
@@ -88,7 +88,7 @@ def check(section: configs.Section, where: str) -> None:
     and pair[0].strip()
     for pair in words
   ):
-    raise configs.ConfigError(
+    raise errors.ConfigError(
       f"config.{where}.words must be pairs of a word and what stands for it,"
       f" not {words!r}."
     )
@@ -99,12 +99,12 @@ def check(section: configs.Section, where: str) -> None:
       from grpo_jax.rewards import judge_http
 
       server = {k: v for k, v in model.items() if k != "template"}
-      configs.check_section(f"{where}.model", server, judge_http.Server)
+      errors.check_section(f"{where}.model", server, judge_http.Server)
       by_model([], [], **model)
-    except configs.ConfigError:
+    except errors.ConfigError:
       raise
     except (ImportError, ValueError, OSError) as error:
-      raise configs.ConfigError(f"config.{where}.model: {error}") from error
+      raise errors.ConfigError(f"config.{where}.model: {error}") from error
 
 
 def with_words(text: str, table: Mapping[str, str]) -> str:

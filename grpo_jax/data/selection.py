@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
-from grpo_jax import configs
+from grpo_jax import errors
 from grpo_jax.data import decontamination, filters, rewriting
 from grpo_jax.rewards import combine
 from grpo_jax.types import Problem
@@ -66,23 +66,23 @@ def read_rules(config: ConfigDict) -> Rules:
   )
   for name in config.keep:
     if name not in config.rewards:
-      raise configs.ConfigError(
+      raise errors.ConfigError(
         f"config.keep names {name!r}, which is no reward of this config;"
-        f" {configs.nearest(name, config.rewards)}"
+        f" {errors.nearest(name, config.rewards)}"
       )
   for name in config.rewards:
     if name not in config.keep:
-      raise configs.ConfigError(
+      raise errors.ConfigError(
         f"config.rewards.{name} is scored for nothing: give config.keep.{name},"
         " the least score of what is kept, or leave it out."
       )
     if not isinstance(config.keep[name], numbers.Real):
-      raise configs.ConfigError(
+      raise errors.ConfigError(
         f"config.keep.{name} must be a number, not {config.keep[name]!r}."
       )
     _check_term(name, config.rewards[name])
   if config.max_per_prompt < 0:
-    raise configs.ConfigError(
+    raise errors.ConfigError(
       f"config.max_per_prompt={config.max_per_prompt} must not be negative."
     )
   return Rules(
@@ -94,10 +94,10 @@ def read_rules(config: ConfigDict) -> Rules:
 
 
 def _check_term(name: str, fields: Any) -> None:
-  if isinstance(fields, configs.Section):
+  if isinstance(fields, errors.Section):
     for gate in ("only_if", "from_step"):
       if fields.get(gate):
-        raise configs.ConfigError(
+        raise errors.ConfigError(
           f"config.rewards.{name}.{gate} gates a reward in training; here every"
           " term of config.keep must reach its threshold."
         )
@@ -108,7 +108,7 @@ def check_sources(rules: Rules, sources: Iterable[str]) -> None:
   """Raises ConfigError if a source of problems has no term that scores it."""
   for source in sorted(set(sources)):
     if not any(_applies(fields, source) for fields in rules.rewards.values()):
-      raise configs.ConfigError(
+      raise errors.ConfigError(
         f"No term of config.rewards is for problems of source {source!r}: all"
         " of their completions would be kept; give them one."
       )
@@ -272,7 +272,7 @@ class Selection:
 
 
 def _applies(fields: Any, source: str) -> bool:
-  if not isinstance(fields, configs.Section):
+  if not isinstance(fields, errors.Section):
     return True
   only_for = fields.get("only_for")
   return only_for is None or source in only_for

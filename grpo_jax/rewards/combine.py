@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from grpo_jax import configs, types
+from grpo_jax import errors, types
 from grpo_jax.rewards import terms as terms_lib
 
 RewardFn = Callable[..., Sequence[float | None] | terms_lib.Result]
@@ -97,7 +97,7 @@ class Scores(NamedTuple):
   metrics: Mapping[str, Float[np.ndarray, " B"]] = {}
 
 
-def check(section: configs.Section) -> None:
+def check(section: errors.Section) -> None:
   """Raises ConfigError unless `section` is a config of rewards; see `score`.
 
   Functions that it names are imported, and those marked `terms.checked_empty`
@@ -108,11 +108,11 @@ def check(section: configs.Section) -> None:
       try:
         term.function([], [], **dict.fromkeys(term.given))
       except (ValueError, OSError) as error:
-        raise configs.ConfigError(f"config.rewards.{name}: {error}") from error
+        raise errors.ConfigError(f"config.rewards.{name}: {error}") from error
 
 
 def check_sources(
-  section: configs.Section, from_steps: Mapping[str, int]
+  section: errors.Section, from_steps: Mapping[str, int]
 ) -> None:
   """Raises ConfigError where problems would be asked that nothing rewards.
 
@@ -124,13 +124,13 @@ def check_sources(
   for name, term in terms.items():
     for source in term.only_for or ():
       if source not in from_steps:
-        raise configs.ConfigError(
+        raise errors.ConfigError(
           f"config.rewards.{name}.only_for names {source!r}, and no problem is"
-          f" of that source; {configs.nearest(source, from_steps)}"
+          f" of that source; {errors.nearest(source, from_steps)}"
         )
   for source, step in from_steps.items():
     if not any(t.weight and _applies(t, source, step) for t in terms.values()):
-      raise configs.ConfigError(
+      raise errors.ConfigError(
         f"No term of config.rewards is for problems of source {source!r} after"
         f" {step} steps, when they are asked first; give them one, or let"
         " config.from_step begin with them later."
@@ -138,7 +138,7 @@ def check_sources(
 
 
 def score(
-  section: configs.Section,
+  section: errors.Section,
   problems: Sequence[types.Problem],
   completions: Sequence[str],
   *,
@@ -183,7 +183,7 @@ def score(
 
 
 def begin(
-  section: configs.Section,
+  section: errors.Section,
   problems: Sequence[types.Problem],
   completions: Sequence[str],
   *,
@@ -205,7 +205,7 @@ def begin(
   asked = {name: _asked(term, problems, step) for name, term in terms.items()}
   for row, problem in enumerate(problems):
     if not any(rows[row] for rows in asked.values()):
-      raise configs.ConfigError(
+      raise errors.ConfigError(
         "No term of config.rewards applies to problems of source"
         f" {problem.source!r}; give them one, or leave them out."
       )
@@ -292,25 +292,25 @@ def _combine(
   return Scores(rewards, valid, values, metrics)
 
 
-def _terms(section: configs.Section) -> dict[str, Term]:
+def _terms(section: errors.Section) -> dict[str, Term]:
   if not section:
-    raise configs.ConfigError(
+    raise errors.ConfigError(
       f"No rewards are given; there are {sorted(REWARDS)}."
     )
   return {name: _term(section, name) for name in section}
 
 
-def _term(section: configs.Section, name: str) -> Term:
+def _term(section: errors.Section, name: str) -> Term:
   """One term of the section, checked against its function's signature."""
   where = f"config.rewards.{name}"
   fields = section[name]
-  if not isinstance(fields, configs.Section):
+  if not isinstance(fields, errors.Section):
     fields = dict(weight=fields)
   fields = {key: _plain(value) for key, value in fields.items()}
   own = {key: fields.pop(key) for key in _FIELDS if key in fields}
-  configs.check_section(f"rewards.{name}", own, _fields)
+  errors.check_section(f"rewards.{name}", own, _fields)
   if name in REWARDS and "function" in own:
-    raise configs.ConfigError(
+    raise errors.ConfigError(
       f"{where} has a function, but {name!r} is a built-in reward; choose"
       " another name."
     )
@@ -321,38 +321,38 @@ def _term(section: configs.Section, name: str) -> Term:
   options = [key for key in asked if key not in given]
   for field in fields:
     if field not in options:
-      raise configs.ConfigError(
+      raise errors.ConfigError(
         f"{where} has no field {field!r};"
-        f" {configs.nearest(field, [*_FIELDS, *options])}"
+        f" {errors.nearest(field, [*_FIELDS, *options])}"
       )
   if options:
-    configs.check_section(f"rewards.{name}", fields, function, given)
+    errors.check_section(f"rewards.{name}", fields, function, given)
   _check_number(f"The weight of reward {name!r}", own["weight"])
   only_if = own.get("only_if") or {}
   if not isinstance(only_if, Mapping):
-    raise configs.ConfigError(
+    raise errors.ConfigError(
       f"{where}.only_if must name terms and their least values, not"
       f" {only_if!r}."
     )
   for gate, least in only_if.items():
     others = [other for other in section if other != name]
     if gate not in others:
-      raise configs.ConfigError(
+      raise errors.ConfigError(
         f"{where}.only_if names {gate!r}, which is no other reward of this"
-        f" config; {configs.nearest(gate, others)}"
+        f" config; {errors.nearest(gate, others)}"
       )
     _check_number(f"{where}.only_if.{gate}", least)
   only_for = own.get("only_for")
   if only_for is not None:
     if isinstance(only_for, str) or not only_for:
-      raise configs.ConfigError(
+      raise errors.ConfigError(
         f"{where}.only_for must be a tuple of sources, such as ('gsm8k',), not"
         f" {only_for!r}."
       )
     only_for = tuple(only_for)
   from_step = own.get("from_step", 0)
   if not (isinstance(from_step, numbers.Integral) and from_step >= 0):
-    raise configs.ConfigError(
+    raise errors.ConfigError(
       f"{where}.from_step must be a number of steps, not {from_step!r}."
     )
   return Term(
@@ -375,37 +375,37 @@ _FIELDS = tuple(inspect.signature(_fields).parameters)
 
 def _load(name: str, path: str | None) -> RewardFn:
   if path is None:
-    raise configs.ConfigError(
-      f"There is no reward {name!r}; {configs.nearest(name, REWARDS)} One of"
+    raise errors.ConfigError(
+      f"There is no reward {name!r}; {errors.nearest(name, REWARDS)} One of"
       " your own needs the field function='package.module:function'."
     )
   module, colon, attribute = str(path).partition(":")
   if not (module and colon and attribute):
-    raise configs.ConfigError(
+    raise errors.ConfigError(
       f"config.rewards.{name}.function must be 'package.module:function', not"
       f" {path!r}."
     )
   try:
     function = getattr(importlib.import_module(module), attribute)
   except (ImportError, AttributeError) as error:
-    raise configs.ConfigError(
+    raise errors.ConfigError(
       f"The reward {name!r} cannot be imported from {path!r}: {error}."
     ) from error
   if not callable(function):
-    raise configs.ConfigError(f"The reward {name!r}, {path}, is no function.")
+    raise errors.ConfigError(f"The reward {name!r}, {path}, is no function.")
   return function
 
 
 def _plain(value: Any) -> Any:
   """The value as plain data: a section of a config becomes a dict."""
-  if isinstance(value, configs.Section):
+  if isinstance(value, errors.Section):
     return {key: _plain(part) for key, part in value.items()}
   return value
 
 
 def _check_number(what: str, value: Any) -> None:
   if not (isinstance(value, numbers.Real) and math.isfinite(value)):
-    raise configs.ConfigError(f"{what} must be a finite number, not {value!r}.")
+    raise errors.ConfigError(f"{what} must be a finite number, not {value!r}.")
 
 
 def _values(

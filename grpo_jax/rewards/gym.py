@@ -15,7 +15,7 @@ from typing import Any
 import reasoning_gym
 from reasoning_gym import factory
 
-from grpo_jax import configs
+from grpo_jax import errors
 
 # Their scorers run text as Python: the model's by `eval` or by sympy's parser,
 # which calls it, and in the last two the problem's, which workers refuse too.
@@ -70,12 +70,12 @@ def check(task: str, config: Mapping[str, Any]) -> None:
     )
   if task not in allowed:
     raise ValueError(
-      f"reasoning_gym has no task {task!r}; {configs.nearest(task, allowed)}"
+      f"reasoning_gym has no task {task!r}; {errors.nearest(task, allowed)}"
     )
   fields = {f.name for f in dataclasses.fields(factory.DATASETS[task][1])}
   for field in config:
     if field in ("seed", "size") or field not in fields:
-      known = configs.nearest(field, fields - {"seed", "size"})
+      known = errors.nearest(field, fields - {"seed", "size"})
       raise ValueError(
         f"The config of reasoning_gym's task {task!r} has no field {field!r};"
         f" {known}"

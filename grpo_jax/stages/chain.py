@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from grpo_jax import checkpoint, configs, progress, report, run_log
+from grpo_jax import checkpoint, configs, errors, progress, report, run_log
 from grpo_jax.stages import (
   distill,
   evaluate,
@@ -91,8 +91,8 @@ def filled(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
 
 def check(config: ConfigDict) -> None:
   """Raises an error of one sentence if the chain cannot be run, as `run`."""
-  configs.check_fields(config, configs.chain(), free=("steps", "table"))
-  configs.check_section(
+  errors.check_fields(config, configs.chain(), free=("steps", "table"))
+  errors.check_section(
     "table", config.table, report.results_table, ("workdir",)
   )
   steps = set(config.steps)
@@ -102,15 +102,15 @@ def check(config: ConfigDict) -> None:
   evaluated = (name for name in rows if not name.startswith(within))
   for name in (*config.order, *evaluated):
     if name not in steps:
-      raise configs.ConfigError(
-        f"The chain has no step {name!r}; {configs.nearest(name, steps)}"
+      raise errors.ConfigError(
+        f"The chain has no step {name!r}; {errors.nearest(name, steps)}"
       )
   for name in config.order:
     stage = config.steps[name].stage
     if stage not in STAGES:
-      raise configs.ConfigError(
+      raise errors.ConfigError(
         f"config.steps.{name}.stage={stage!r} is no stage;"
-        f" {configs.nearest(stage, STAGES)}"
+        f" {errors.nearest(stage, STAGES)}"
       )
 
 

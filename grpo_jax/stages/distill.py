@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from grpo_jax import (
   checkpoint,
   configs,
+  errors,
   experience,
   optimizer,
   progress,
@@ -274,13 +275,13 @@ def check(config: ConfigDict) -> None:
     FileNotFoundError: `config.source` or `config.teacher` holds no model.
   """
   checked = "data", "model", "divergence", "sampling", "optimizer"
-  configs.check_fields(config, configs.distill(), free=checked)
+  errors.check_fields(config, configs.distill(), free=checked)
   for name, function, given in (
     ("divergence", distill.full_divergence, ("chunk_size",)),
     ("sampling", decode.SamplingParams, ()),
     ("optimizer", optimizer.make_optimizer, ("total_updates",)),
   ):
-    configs.check_section(name, config[name], function, given)
+    errors.check_section(name, config[name], function, given)
   distill.check(**config.divergence)
   sampling = decode.SamplingParams(**config.sampling)
   if config.objective not in _OBJECTIVES:

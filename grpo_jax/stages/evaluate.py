@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from grpo_jax import (
   checkpoint,
   configs,
+  errors,
   generation,
   probes,
   progress,
@@ -330,27 +331,27 @@ def check(config: ConfigDict) -> None:
       there.
   """
   free = ("data", "sampling", "rewards", "datasets", "probes", "against")
-  configs.check_fields(config, configs.evaluate(), free=free)
+  errors.check_fields(config, configs.evaluate(), free=free)
   if not config.datasets:
-    raise configs.ConfigError("config.datasets is empty; name one at least.")
+    raise errors.ConfigError("config.datasets is empty; name one at least.")
   asked = {f"datasets.{name}": s for name, s in config.datasets.items()}
   if config.against:
     asked["against"] = config.against
   for where, section in asked.items():
     own = ("data", "source") if where == "against" else ("data",)
-    configs.check_names(f"config.{where}", section, (*own, *config.evaluate))
+    errors.check_names(f"config.{where}", section, (*own, *config.evaluate))
     for field in own:
       if field not in section:
-        raise configs.ConfigError(f"config.{where} lacks the field {field!r}.")
+        raise errors.ConfigError(f"config.{where} lacks the field {field!r}.")
     fields = merged(config.evaluate, section)
-    configs.check_section(
+    errors.check_section(
       f"{where}.sampling", fields["sampling"], decode.SamplingParams
     )
     decode.SamplingParams(**fields["sampling"])
     combine.check(fields["rewards"])
-  configs.check_names("config.probes", config.probes, probes.PROBES)
+  errors.check_names("config.probes", config.probes, probes.PROBES)
   for name, section in config.probes.items():
-    configs.check_section(f"probes.{name}", section, probes.PROBES[name])
+    errors.check_section(f"probes.{name}", section, probes.PROBES[name])
   checkpoint.require_source(config.source)
   if config.against:
     checkpoint.require_source(config.against.source, "against.source")

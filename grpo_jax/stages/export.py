@@ -5,7 +5,7 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import checkpoint, configs, progress, sharding
+from grpo_jax import checkpoint, configs, errors, progress, sharding
 from grpo_jax.data import tokenizer
 from grpo_jax.models import config as config_lib
 from grpo_jax.models import hf, lora
@@ -23,8 +23,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
       adapters to write.
     FileNotFoundError: `config.source` holds no model.
   """
-  configs.check_fields(config, configs.export())
-  configs.check_section("save", config.save, hf.save)
+  errors.check_fields(config, configs.export())
+  errors.check_section("save", config.save, hf.save)
   if config.save.dtype not in (None, *config_lib.DTYPES):
     raise ValueError(
       f"config.save.dtype={config.save.dtype!r} must be one of"

@@ -33,6 +33,7 @@ from grpo_jax import (
   annotation,
   checkpoint,
   configs,
+  errors,
   generation,
   progress,
   run_log,
@@ -144,7 +145,7 @@ def draw(
   encoded: Sequence[np.ndarray],
   key: Key[Array, ""],
   *,
-  rewards: configs.Section,
+  rewards: errors.Section,
   first_batch: int,
 ) -> Iterator[annotation.Drawn]:
   """Yields completions of the problems, batch by batch, and their rewards."""
@@ -199,26 +200,26 @@ def _lines(path: pathlib.Path) -> int:
 
 def check(config: ConfigDict) -> None:
   """Raises ValueError, in one sentence, if the config cannot be run."""
-  configs.check_fields(
+  errors.check_fields(
     config, configs.preferences(), free=("data", "sampling", "rewards")
   )
-  configs.check_section("sampling", config.sampling, decode.SamplingParams)
-  configs.check_section("pairs", config.pairs, annotation.pairs_of, ("seed",))
+  errors.check_section("sampling", config.sampling, decode.SamplingParams)
+  errors.check_section("pairs", config.pairs, annotation.pairs_of, ("seed",))
   given = "policy", "rewards", "key"
-  configs.check_section("steps", config.steps, annotation.steps_of, given)
+  errors.check_section("steps", config.steps, annotation.steps_of, given)
   combine.check(config.rewards)
   kinds = ("labels", "pairs", "steps")
   if config.kind not in kinds:
-    raise configs.ConfigError(
+    raise errors.ConfigError(
       f"config.kind={config.kind!r} must be one of {', '.join(kinds)}."
     )
   if config.kind == "pairs" and config.sampling.group_size < 2:
-    raise configs.ConfigError(
+    raise errors.ConfigError(
       "config.sampling.group_size must be at least 2: pairs are of completions"
       " of one problem."
     )
   if config.steps.continuations < 1 or config.pairs.per_problem < 1:
-    raise configs.ConfigError(
+    raise errors.ConfigError(
       "config.steps.continuations and config.pairs.per_problem must be at least"
       " 1."
     )

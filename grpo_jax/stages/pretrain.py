@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from grpo_jax import (
   checkpoint,
   configs,
+  errors,
   optimizer,
   progress,
   sharding,
@@ -131,12 +132,12 @@ def make_tokenizer(
 
 def check(config: ConfigDict) -> None:
   """Raises ValueError, in one sentence, if the config cannot be run."""
-  configs.check_fields(
+  errors.check_fields(
     config, configs.pretrain(), free=("data", "model", "optimizer")
   )
   given = ("vocab_size",)
-  configs.check_section("model", config.model, ModelConfig, given)
-  configs.check_section(
+  errors.check_section("model", config.model, ModelConfig, given)
+  errors.check_section(
     "optimizer", config.optimizer, optimizer.make_optimizer, ("total_updates",)
   )
   cfg = ModelConfig(vocab_size=1, **config.model)

@@ -30,6 +30,7 @@ from grpo_jax import (
   asking,
   checkpoint,
   configs,
+  errors,
   generation,
   progress,
   run_log,
@@ -213,30 +214,30 @@ def check(
   Raises:
     ConfigError: a field is unknown or does not fit.
   """
-  configs.check_fields(
+  errors.check_fields(
     config,
     configs.rejection(),
     free=("data", "ways", "rewards", "keep", "filters", "sampling", "tests"),
   )
-  configs.check_section("sampling", config.sampling, decode.SamplingParams)
-  configs.check_section("decontaminate", config.decontaminate, asking.test_sets)
+  errors.check_section("sampling", config.sampling, decode.SamplingParams)
+  errors.check_section("decontaminate", config.decontaminate, asking.test_sets)
   if not config.ways:
-    raise configs.ConfigError("config.ways is empty: name a way to ask.")
+    raise errors.ConfigError("config.ways is empty: name a way to ask.")
   if config.prompts_per_batch < 1:
-    raise configs.ConfigError(
+    raise errors.ConfigError(
       f"config.prompts_per_batch={config.prompts_per_batch} must be at least 1."
     )
   ways = {}
   for name, section in config.to_dict()["ways"].items():
     where = f"ways.{name}"
-    configs.check_section(where, section, asking.Way)
+    errors.check_section(where, section, asking.Way)
     way = ways[name] = asking.Way(**section)
     rewriting.check(way.rewrite, f"{where}.rewrite")
     fields = {**config.sampling} | dict(way.sampling)
-    configs.check_section(f"{where}.sampling", fields, decode.SamplingParams)
+    errors.check_section(f"{where}.sampling", fields, decode.SamplingParams)
     decode.SamplingParams(**fields)
     if bool(way.shots) != bool(way.num_shots):
-      raise configs.ConfigError(
+      raise errors.ConfigError(
         f"config.{where} needs both shots and num_shots, or neither."
       )
   return selection.read_rules(config), ways

@@ -30,6 +30,7 @@ from grpo_jax import (
   calibration,
   checkpoint,
   configs,
+  errors,
   optimizer,
   progress,
   reward_models,
@@ -262,29 +263,29 @@ def report(
 
 def check(config: ConfigDict) -> None:
   """Raises ValueError, in one sentence, if the config cannot be run."""
-  configs.check_fields(
+  errors.check_fields(
     config,
     configs.reward_model(),
     free=("loss", "optimizer", "pretrain"),
   )
   if config.kind not in KINDS:
-    raise configs.ConfigError(
+    raise errors.ConfigError(
       f"config.kind={config.kind!r} must be one of {', '.join(KINDS)}."
     )
   kind = KINDS[config.kind]
-  configs.check_section("loss", config.loss, kind.loss, ("cfg",))
+  errors.check_section("loss", config.loss, kind.loss, ("cfg",))
   given = ("total_updates",)
-  configs.check_section(
+  errors.check_section(
     "optimizer", config.optimizer, optimizer.make_optimizer, given
   )
   if config.normalize.reference not in ("both", "chosen"):
-    raise configs.ConfigError(
+    raise errors.ConfigError(
       f"config.normalize.reference={config.normalize.reference!r} must be both"
       " or chosen."
     )
   rows, pieces = config.batch.num_rows, config.batch.num_microbatches
   if rows % pieces:
-    raise configs.ConfigError(
+    raise errors.ConfigError(
       f"config.batch.num_rows={rows} must divide by num_microbatches={pieces}."
     )
 

@@ -14,6 +14,7 @@ from grpo_jax import (
   checkpoint,
   configs,
   dynamic_sampling,
+  errors,
   experience,
   optimizer,
   progress,
@@ -247,7 +248,7 @@ def check(config: ConfigDict) -> None:
   # Each by itself.
   checked = "sampling", "advantages", "loss", "optimizer", "lora"
   free = "data", "rewards", "pretrain", "schedule", "from_step"
-  configs.check_fields(config, configs.rl(), free=(*free, *checked))
+  errors.check_fields(config, configs.rl(), free=(*free, *checked))
   policy.check(config.objective, config.weighting)
   if config.value is not None:
     check_value(config)
@@ -266,7 +267,7 @@ def check(config: ConfigDict) -> None:
     section = config
     for part in name.split("."):
       section = section[part]
-    configs.check_section(name, section, function, given)
+    errors.check_section(name, section, function, given)
   if lora.LoraConfig(**config.lora).rank and config.router_bias_rate:
     raise ValueError(
       f"config.router_bias_rate={config.router_bias_rate} moves the router of a"
@@ -303,7 +304,7 @@ def check_sampling(config: ConfigDict) -> None:
       raise ValueError(
         f"config.schedule has {step!r}, which is no number of steps above 0."
       )
-    configs.check_names(f"config.schedule.{step}", changes, SCHEDULED)
+    errors.check_names(f"config.schedule.{step}", changes, SCHEDULED)
   needs_groups = config.value is None or config.dynamic_sampling is not None
   if needs_groups and config.sampling.group_size < 2:
     raise ValueError(
@@ -333,12 +334,12 @@ def check_prompts(config: ConfigDict) -> None:
     section = config[name]
     if section is None:
       continue
-    configs.check_section(name, section, function, given)
+    errors.check_section(name, section, function, given)
     term = section.get("term", "accuracy")
     if term not in config.rewards:
       raise ValueError(
         f"config.{name}.term={term!r} is no reward of this config;"
-        f" {configs.nearest(term, config.rewards)}"
+        f" {errors.nearest(term, config.rewards)}"
       )
   if config.curriculum is not None:
     curriculum_lib.PassRates(**config.curriculum)
@@ -357,7 +358,7 @@ def check_value(config: ConfigDict) -> None:
     ValueError: a field is unknown or does not fit the others.
     FileNotFoundError: its source holds no checkpoint.
   """
-  configs.check_fields(
+  errors.check_fields(
     config.value,
     configs.value(),
     free=("loss", "optimizer"),
@@ -368,7 +369,7 @@ def check_value(config: ConfigDict) -> None:
     ("loss", value_lib.value_loss, given),
     ("optimizer", optimizer.make_optimizer, ("total_updates",)),
   ):
-    configs.check_section(
+    errors.check_section(
       f"value.{name}", config.value[name], function, filled_in
     )
   clip = config.value.loss.get("clip")

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from grpo_jax import (
   checkpoint,
   configs,
+  errors,
   optimizer,
   progress,
   report,
@@ -168,14 +169,14 @@ def check(config: ConfigDict) -> None:
   free = ("data", "optimizer", "lora", "sampling")
   if config.evaluate is None:
     free += ("evaluate",)
-  configs.check_fields(config, configs.sft(), free=free)
-  configs.check_section(
+  errors.check_fields(config, configs.sft(), free=free)
+  errors.check_section(
     "optimizer", config.optimizer, optimizer.make_optimizer, ("total_updates",)
   )
-  configs.check_section("lora", config.lora, lora.LoraConfig)
+  errors.check_section("lora", config.lora, lora.LoraConfig)
   if config.evaluate:
     section = config.evaluate.sampling
-    configs.check_section("evaluate.sampling", section, decode.SamplingParams)
+    errors.check_section("evaluate.sampling", section, decode.SamplingParams)
     decode.SamplingParams(**section)
   if config.lora.rank and config.router_bias_rate:
     raise ValueError(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from grpo_jax import configs, types
+from grpo_jax import errors, types
 from grpo_jax.data import filters
 
 PROBLEM = types.Problem("25,22,13,19=35?", "22+13", "pair_sum", "")
@@ -176,7 +176,7 @@ def test_filters_that_compare_come_last():
   ],
 )
 def test_what_does_not_fit_is_one_sentence(section, sentence):
-  with pytest.raises(configs.ConfigError, match=sentence):
+  with pytest.raises(errors.ConfigError, match=sentence):
     filters.read(section)
 
 

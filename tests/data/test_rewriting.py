@@ -5,7 +5,7 @@ import os
 import pytest
 from judge_server import chat, serving
 
-from grpo_jax import configs, types
+from grpo_jax import errors, types
 from grpo_jax.data import rewriting
 from grpo_jax.rewards import format
 
@@ -137,7 +137,7 @@ def test_a_model_that_is_not_there_gives_none():
   ],
 )
 def test_what_does_not_fit_is_one_sentence(section, sentence):
-  with pytest.raises(configs.ConfigError, match=sentence):
+  with pytest.raises(errors.ConfigError, match=sentence):
     rewriting.check(section, "ways.zero.rewrite")
 
 
@@ -145,5 +145,5 @@ def test_a_template_must_show_what_is_rewritten(tmp_path):
   path = tmp_path / "t.txt"
   path.write_text("{question} {tag}")
   model = dict(url="http://127.0.0.1:9/v1", model="m", template=str(path))
-  with pytest.raises(configs.ConfigError, match=r"no \{completion\}"):
+  with pytest.raises(errors.ConfigError, match=r"no \{completion\}"):
     rewriting.check(dict(model=model), "ways.zero.rewrite")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from judge_server import chat, honest, serving
 
-from grpo_jax import configs, types
+from grpo_jax import errors, types
 from grpo_jax.data import decontamination, selection
 
 SUM = types.Problem("25,22,13,19=35?", "22+13", "pair_sum", "")
@@ -215,7 +215,7 @@ def test_a_source_that_nothing_scores_is_refused():
     make_config(rewards=dict(accuracy=dict(weight=1.0, only_for=("pair_sum",))))
   )
   selection.check_sources(rules, ["pair_sum"])
-  with pytest.raises(configs.ConfigError, match="problems of source 'chat'"):
+  with pytest.raises(errors.ConfigError, match="problems of source 'chat'"):
     selection.check_sources(rules, ["pair_sum", "chat"])
 
 
@@ -249,5 +249,5 @@ def test_rules_are_asked_before_judges():
   ],
 )
 def test_what_does_not_fit_is_one_sentence(fields, sentence):
-  with pytest.raises(configs.ConfigError, match=sentence):
+  with pytest.raises(errors.ConfigError, match=sentence):
     selection.read_rules(make_config(**fields))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 
-from grpo_jax import configs, types
+from grpo_jax import errors, types
 from grpo_jax.rewards import combine
 from grpo_jax.rewards import terms as terms_lib
 
@@ -354,7 +354,7 @@ def test_an_error_in_a_term_is_raised_by_the_caller():
   ids=str,
 )
 def test_a_mistake_in_the_config_is_told_in_one_sentence(section, sentence):
-  with pytest.raises(configs.ConfigError, match=sentence):
+  with pytest.raises(errors.ConfigError, match=sentence):
     combine.check(section)
 
 

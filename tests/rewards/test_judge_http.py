@@ -11,7 +11,7 @@ import time
 import pytest
 from judge_server import chat, honest, serving, verdict
 
-from grpo_jax import configs, types
+from grpo_jax import errors, types
 from grpo_jax.rewards import combine, judge_http
 
 PROBLEM = types.Problem("What is 6 x 7?", "42", "mine", "What is 6 x 7?")
@@ -383,7 +383,7 @@ def test_options_and_the_key_are_checked_before_a_run(monkeypatch):
     (dict(template="corectness"), "one of correctness"),
     (dict(url="somewhere"), "http://HOST:PORT"),
   ):
-    with pytest.raises(configs.ConfigError, match=says) as error:
+    with pytest.raises(errors.ConfigError, match=says) as error:
       combine.check(dict(judge=fields | options))
     assert str(error.value).startswith("config.rewards.judge: ")
 

@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from grpo_jax import checkpoint, configs, reward_models, types
+from grpo_jax import checkpoint, errors, reward_models, types
 from grpo_jax.data import tokenizer
 from grpo_jax.models import heads, scoring, transformer
 from grpo_jax.models import params as params_lib
@@ -312,12 +312,12 @@ class TestRewardsByName:
         "one of min, mean, last, product",
       ),
     ):
-      with pytest.raises(configs.ConfigError, match=says) as error:
+      with pytest.raises(errors.ConfigError, match=says) as error:
         combine.check({name: dict(weight=1.0, **options)})
       assert str(error.value).startswith(f"config.rewards.{name}: ")
     combine.check(dict(process_reward_model=dict(weight=1.0, source=source)))
     (tmp_path / "reward_model.json").unlink()
-    with pytest.raises(configs.ConfigError, match="no file reward_model.json"):
+    with pytest.raises(errors.ConfigError, match="no file reward_model.json"):
       combine.check(dict(reward_model=dict(weight=1.0, source=source)))
     with pytest.raises(ValueError, match="set_mesh"):
       reward_models.outcome(PROBLEMS, COMPLETIONS, source=source)
