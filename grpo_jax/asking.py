@@ -15,13 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from grpo_jax import checkpoint, generation
-from grpo_jax.data import (
-  datasets,
-  decontamination,
-  prompts,
-  tokenizer,
-  worked_examples,
-)
+from grpo_jax.data import datasets, decontamination, prompts, worked_examples
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.sampling import decode
 from grpo_jax.types import Problem
 

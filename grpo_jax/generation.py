@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key
 
 from grpo_jax import sharding
-from grpo_jax.data import prompts, tokenizer
+from grpo_jax.data import prompts
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.sampling import decode

@@ -23,7 +23,8 @@ from jaxtyping import Array, Float
 
 from grpo_jax import checkpoint, errors, results, sharding
 from grpo_jax.data import datasets as datasets_lib
-from grpo_jax.data import text, tokenizer
+from grpo_jax.data import text
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import scoring
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params

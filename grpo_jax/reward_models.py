@@ -21,7 +21,8 @@ import jax
 from jax.sharding import Mesh
 
 from grpo_jax import checkpoint, errors, types
-from grpo_jax.data import prompts, tokenizer
+from grpo_jax.data import prompts
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards import judge as judge_lib

@@ -22,7 +22,7 @@ from grpo_jax import (
   experience,
   reward_models,
 )
-from grpo_jax.data import tokenizer
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.losses import value as value_lib
 from grpo_jax.models import heads, scoring
 from grpo_jax.models import params as params_lib

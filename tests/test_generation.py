@@ -3,7 +3,7 @@
 import numpy as np
 
 from grpo_jax import generation
-from grpo_jax.data import tokenizer
+from grpo_jax.data.tokenizers import tokenizer
 
 TOK = tokenizer.ByteTokenizer()
 

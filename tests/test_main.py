@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from grpo_jax import checkpoint, main, state
-from grpo_jax.data import tokenizer
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.sampling import decode
 
 REPOSITORY = pathlib.Path(__file__).parents[1]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from grpo_jax import errors, probes, results, types
-from grpo_jax.data import tokenizer
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import scoring
 from grpo_jax.rewards import combine
 

@@ -15,7 +15,7 @@ from grpo_jax import (
   value_model,
 )
 from grpo_jax import state as state_lib
-from grpo_jax.data import tokenizer
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import params as params_lib
 from grpo_jax.models import scoring
 from grpo_jax.rewards import combine, learned

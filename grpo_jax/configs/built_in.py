@@ -88,7 +88,7 @@ def miniature_base() -> config_dict.ConfigDict:
   """The pretrain stage for the base that the recipe in miniature starts from.
 
   Its corpus thinks in two languages and makes small talk, see
-  `data.miniature`.
+  `data.sources.miniature`.
   """
   c = stages.pretrain()
   c.data.name = "miniature_corpus"

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from grpo_jax.data import chat, prompts
-from grpo_jax.data import tokenizer as tokenizers
+from grpo_jax.data import prompts
+from grpo_jax.data.tokenizers import templates
+from grpo_jax.data.tokenizers import tokenizer as tokenizers
 from grpo_jax.types import Example, TextBatch
 
 # Rows that are open for what comes next; more of them leave fewer gaps.
@@ -166,7 +167,7 @@ def encode(
 def _encode_chats(examples, tokenizer, template, first):
   for number, example in enumerate(examples, start=first):
     try:
-      yield chat.encode(tokenizer, example.messages)
+      yield templates.encode(tokenizer, example.messages)
     except ValueError as error:
       raise ValueError(f"Conversation {number}: {error}") from error
 

@@ -20,7 +20,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from grpo_jax import errors
-from grpo_jax.data import (
+from grpo_jax.data import mixtures, preferences, prompts, recipes, storage
+from grpo_jax.data.sources import (
   aime,
   countdown,
   examples,
@@ -29,12 +30,7 @@ from grpo_jax.data import (
   math_problems,
   mgsm,
   miniature,
-  mixtures,
-  preferences,
   programs,
-  prompts,
-  recipes,
-  storage,
   tasks,
   user_files,
 )

@@ -12,8 +12,8 @@ import grain
 import numpy as np
 
 from grpo_jax import types
-from grpo_jax.data import tokenizer
 from grpo_jax.data.preferences import Labelled, Pair
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.rewards import learned
 
 # Batches whose rows are sorted by length together, so that a batch has rows of

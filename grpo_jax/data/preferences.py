@@ -28,7 +28,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from grpo_jax import errors
-from grpo_jax.data import prompts, recipes, records, tasks
+from grpo_jax.data import prompts, recipes, records
+from grpo_jax.data.sources import tasks
 from grpo_jax.types import Problem
 
 _TURN = "\n\nAssistant:"

@@ -10,8 +10,8 @@ import grain
 import numpy as np
 from etils import epath
 
-from grpo_jax.data import chat
-from grpo_jax.data import tokenizer as tokenizers
+from grpo_jax.data.tokenizers import templates
+from grpo_jax.data.tokenizers import tokenizer as tokenizers
 from grpo_jax.types import Problem, PromptBatch
 
 TEMPLATES = {
@@ -142,7 +142,7 @@ def ask(
   for problem in problems:
     message = {"role": "user", "content": problem.question}
     messages = [*turns, message]
-    text = chat.render(tokenizer, messages, add_generation_prompt=True)
+    text = templates.render(tokenizer, messages, add_generation_prompt=True)
     filled.append(problem._replace(prompt=text))
     # The template itself writes what begins a sequence.
     ids.append(_checked(text, tokenizer.encode_chat(text)[0], slots))

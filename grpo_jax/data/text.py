@@ -13,7 +13,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from grpo_jax.data import tokenizer as tokenizers
+from grpo_jax.data.tokenizers import tokenizer as tokenizers
 from grpo_jax.types import TextBatch
 
 _ROWS_AHEAD = 64  # Packed together at least; more rows leave fewer gaps.

@@ -108,7 +108,7 @@ _SCALE = "_scale_inv"  # Of "NAME.weight", under "NAME.weight_scale_inv".
 
 @runtime_checkable
 class Tokenizer(Protocol):
-  """What `save` asks of a tokenizer; those of `data/tokenizer.py` have it."""
+  """What `save` asks of a tokenizer; those of `data/tokenizers` have it."""
 
   bos_id: int | None
   eos_ids: tuple[int, ...]

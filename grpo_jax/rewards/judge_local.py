@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from grpo_jax import sharding
 from grpo_jax.data import prompts as prompts_lib
-from grpo_jax.data import tokenizer
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards.judge import Reply

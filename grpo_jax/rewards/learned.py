@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from grpo_jax import sharding, types
-from grpo_jax.data import tokenizer
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import heads, scoring
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig

@@ -29,7 +29,8 @@ from grpo_jax import (
   sharding,
   training,
 )
-from grpo_jax.data import conversations, datasets, prompts, tokenizer
+from grpo_jax.data import conversations, datasets, prompts
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.losses import distill, policy
 from grpo_jax.models import heads, moe, scoring, transformer
 from grpo_jax.models import params as params_lib

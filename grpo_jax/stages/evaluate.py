@@ -31,7 +31,8 @@ from grpo_jax import (
   sharding,
 )
 from grpo_jax import results as results_lib
-from grpo_jax.data import datasets, prompts, tokenizer
+from grpo_jax.data import datasets, prompts
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.results import Answers

@@ -6,7 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from grpo_jax import checkpoint, configs, errors, progress, sharding
-from grpo_jax.data import tokenizer
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import config as config_lib
 from grpo_jax.models import hf, lora
 

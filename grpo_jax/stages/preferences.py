@@ -39,7 +39,8 @@ from grpo_jax import (
   run_log,
   sharding,
 )
-from grpo_jax.data import datasets, prompts, records, tokenizer
+from grpo_jax.data import datasets, prompts, records
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.rewards import combine
 from grpo_jax.sampling import decode
 from grpo_jax.stopping import StopRequest

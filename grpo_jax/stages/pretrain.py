@@ -20,8 +20,9 @@ from grpo_jax import (
   sharding,
   training,
 )
-from grpo_jax.data import datasets, tokenizer
+from grpo_jax.data import datasets
 from grpo_jax.data.text import TextSource
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.losses import language
 from grpo_jax.models import moe, scoring
 from grpo_jax.models import params as params_lib

@@ -36,13 +36,8 @@ from grpo_jax import (
   run_log,
   sharding,
 )
-from grpo_jax.data import (
-  datasets,
-  records,
-  rewriting,
-  selection,
-  tokenizer,
-)
+from grpo_jax.data import datasets, records, rewriting, selection
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.sampling import decode
 from grpo_jax.stopping import StopRequest
 

@@ -37,7 +37,8 @@ from grpo_jax import (
   sharding,
   training,
 )
-from grpo_jax.data import preference_batches, preferences, prompts, tokenizer
+from grpo_jax.data import preference_batches, preferences, prompts
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.losses import preference
 from grpo_jax.models import scoring
 from grpo_jax.models.config import ModelConfig

@@ -25,7 +25,7 @@ from grpo_jax import (
   run_log,
   sharding,
 )
-from grpo_jax.data import tokenizer
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.losses import policy
 from grpo_jax.models import scoring
 from grpo_jax.models.config import ModelConfig

@@ -23,7 +23,8 @@ from grpo_jax import (
 )
 from grpo_jax import state as state_lib
 from grpo_jax.data import curriculum as curriculum_lib
-from grpo_jax.data import datasets, prompts, tokenizer
+from grpo_jax.data import datasets, prompts
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.losses import policy
 from grpo_jax.losses import value as value_lib
 from grpo_jax.models import lora, moe

@@ -21,7 +21,8 @@ from grpo_jax import (
   sharding,
   training,
 )
-from grpo_jax.data import conversations, datasets, prompts, tokenizer
+from grpo_jax.data import conversations, datasets, prompts
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import lora, moe
 from grpo_jax.models.params import Params
 from grpo_jax.sampling import decode

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from grpo_jax import types
-from grpo_jax.data import conversations, prompts, special, tokenizer
+from grpo_jax.data import conversations, prompts
+from grpo_jax.data.tokenizers import special, tokenizer
 from grpo_jax.stages import pretrain
 
 BYTES = tokenizer.ByteTokenizer()

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from grpo_jax.data import countdown, datasets
+from grpo_jax.data import datasets
+from grpo_jax.data.sources import countdown
 
 NUMBER = re.compile(r"\d+")
 

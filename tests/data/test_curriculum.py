@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from grpo_jax import types
-from grpo_jax.data import curriculum, prompts, tokenizer
+from grpo_jax.data import curriculum, prompts
+from grpo_jax.data.tokenizers import tokenizer
 
 P = 4
 

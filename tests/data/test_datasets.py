@@ -11,7 +11,9 @@ import threading
 
 import pytest
 
-from grpo_jax.data import datasets, gsm8k, recipes, tasks, text, tokenizer
+from grpo_jax.data import datasets, recipes, text
+from grpo_jax.data.sources import gsm8k, tasks
+from grpo_jax.data.tokenizers import tokenizer
 
 SMALL = dict(train_size=50, test_size=20)
 

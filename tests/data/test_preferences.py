@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 
 from grpo_jax import types
-from grpo_jax.data import (
-  datasets,
-  preference_batches,
-  preferences,
-  records,
-  tokenizer,
-)
+from grpo_jax.data import datasets, preference_batches, preferences, records
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.rewards import learned
 
 TOKENIZER = tokenizer.ByteTokenizer()

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from grpo_jax import types
-from grpo_jax.data import prompts, tasks, tokenizer
+from grpo_jax.data import prompts
+from grpo_jax.data.sources import tasks
+from grpo_jax.data.tokenizers import tokenizer
 
 TOKENIZER = tokenizer.ByteTokenizer(tasks.TASKS["pair_sum"].symbols)
 PLAIN = prompts.TEMPLATES["plain"]

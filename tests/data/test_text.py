@@ -6,7 +6,8 @@ import random
 import numpy as np
 import pytest
 
-from grpo_jax.data import text, tokenizer
+from grpo_jax.data import text
+from grpo_jax.data.tokenizers import tokenizer
 
 TOKENIZER = tokenizer.ByteTokenizer()
 

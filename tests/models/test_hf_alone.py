@@ -5,7 +5,7 @@ import sys
 
 import helpers
 
-from grpo_jax.data import tokenizer
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import hf
 
 _FOREIGN = ("grain", "tensorflow_datasets", "orbax", "optax", "ml_collections")

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from grpo_jax import types
-from grpo_jax.data import countdown as data
+from grpo_jax.data.sources import countdown as data
 from grpo_jax.rewards import answer, countdown
 
 REFERENCE = "(25-22)*13+19"  # 58.

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from grpo_jax import checkpoint, errors, reward_models, types
-from grpo_jax.data import tokenizer
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import heads, scoring, transformer
 from grpo_jax.models import params as params_lib
 from grpo_jax.rewards import combine, judge_local, learned

@@ -26,7 +26,8 @@ from grpo_jax import (
   sharding,
   state,
 )
-from grpo_jax.data import records, tokenizer
+from grpo_jax.data import records
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import scoring, transformer
 from grpo_jax.stages import chain, distill, sft
 from grpo_jax.step import gradients

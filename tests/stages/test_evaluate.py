@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from grpo_jax import checkpoint, configs, results, state, types
-from grpo_jax.data import datasets, prompts, tokenizer
+from grpo_jax.data import datasets, prompts
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.rewards import answer
 from grpo_jax.sampling import decode
 from grpo_jax.stages import evaluate

@@ -14,7 +14,7 @@ import tokenizers
 import transformers
 
 from grpo_jax import checkpoint, configs
-from grpo_jax.data import tokenizer
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import hf
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.stages import export

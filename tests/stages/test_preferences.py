@@ -11,7 +11,8 @@ import pytest
 
 from grpo_jax import checkpoint, configs
 from grpo_jax.data import preferences as data
-from grpo_jax.data import records, tokenizer
+from grpo_jax.data import records
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.rewards import learned
 from grpo_jax.stages import preferences
 

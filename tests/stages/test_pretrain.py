@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from grpo_jax import configs, sharding, step, types
-from grpo_jax.data import text, tokenizer
+from grpo_jax.data import text
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import scoring
 from grpo_jax.stages import pretrain
 

@@ -16,7 +16,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from grpo_jax import asking, checkpoint, configs, run_log, state
-from grpo_jax.data import datasets, prompts, records, tokenizer
+from grpo_jax.data import datasets, prompts, records
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.stages import rejection
 
 REPOSITORY = pathlib.Path(__file__).parents[2]

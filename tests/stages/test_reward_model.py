@@ -19,7 +19,8 @@ from grpo_jax import (
   sharding,
   step,
 )
-from grpo_jax.data import preference_batches, preferences, tokenizer
+from grpo_jax.data import preference_batches, preferences
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import scoring
 from grpo_jax.rewards import combine, learned
 from grpo_jax.stages import held_out, reward_model

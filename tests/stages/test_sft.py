@@ -17,7 +17,7 @@ from grpo_jax import (
   state,
   training,
 )
-from grpo_jax.data import tokenizer
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.stages import sft
 
 REPOSITORY = pathlib.Path(__file__).parents[2]

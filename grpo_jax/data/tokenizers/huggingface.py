@@ -13,7 +13,7 @@ import tokenizers
 from etils import epath
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from grpo_jax.data import special
+from grpo_jax.data.tokenizers import special
 
 # How Qwen2 to Qwen3 cut text before merging: contractions, words with the sign
 # before them, single digits, punctuation, line ends, blanks.

@@ -18,7 +18,7 @@ from typing import SupportsIndex
 import sentencepiece
 from etils import epath
 
-from grpo_jax.data import huggingface, special
+from grpo_jax.data.tokenizers import huggingface, special
 
 _MODEL_FILE = "tokenizer.model"
 _JSON_FILE = "tokenizer.json"

@@ -6,7 +6,7 @@ import json
 import pytest
 import transformers
 
-from grpo_jax.data import chat, tokenizer
+from grpo_jax.data.tokenizers import templates, tokenizer
 
 TEMPLATES = (
   "qwen2_5",
@@ -90,7 +90,7 @@ def test_templates_render_as_transformers_renders_them(
         add_generation_prompt=prompt,
         **variables,
       )
-      rendered = chat.render(
+      rendered = templates.render(
         ours, talk, add_generation_prompt=prompt, **variables
       )
       assert rendered == expected
@@ -98,14 +98,14 @@ def test_templates_render_as_transformers_renders_them(
 
 
 def test_a_prompt_has_the_ids_of_transformers(qwen, theirs):
-  ids = chat.encode_prompt(qwen, TALK[:4])
+  ids = templates.encode_prompt(qwen, TALK[:4])
   expected = theirs.apply_chat_template(TALK[:4], add_generation_prompt=True)
   assert ids == expected["input_ids"]
 
 
 def test_generation_blocks_mark_what_transformers_marks(qwen, theirs):
   ours = with_template(qwen, MARKED)
-  encoded = chat.encode(ours, TALK)
+  encoded = templates.encode(ours, TALK)
   expected = theirs.apply_chat_template(
     TALK,
     chat_template=MARKED,
@@ -129,32 +129,34 @@ def test_without_generation_blocks_turns_are_told_by_what_they_add(
   source = (shared_data / "chat_templates" / "qwen2_5.jinja").read_text()
   ours = with_template(qwen, source)
   talk = [*TALK[:4], {"role": "assistant", "content": "5"}]
-  encoded = chat.encode(ours, talk)
-  assert encoded.ids == ours.encode(chat.render(ours, talk))
+  encoded = templates.encode(ours, talk)
+  assert encoded.ids == ours.encode(templates.render(ours, talk))
   assert said(ours, encoded) == f"{THOUGHT}<|im_end|>\n5<|im_end|>\n"
   # The prompt that the assistant answers is the part before it.
   first = encoded.assistant.index(True)
-  assert encoded.ids[:first] == chat.encode_prompt(ours, talk[:2])
+  assert encoded.ids[:first] == templates.encode_prompt(ours, talk[:2])
 
 
 def test_one_turn_with_thinking_is_told_by_what_it_adds(qwen, shared_data):
   source = (shared_data / "chat_templates" / "qwen3.jinja").read_text()
   ours = with_template(qwen, source)
-  assert said(ours, chat.encode(ours, TALK[:3])) == f"{THOUGHT}<|im_end|>\n"
+  assert (
+    said(ours, templates.encode(ours, TALK[:3])) == f"{THOUGHT}<|im_end|>\n"
+  )
 
 
 def test_templates_that_rewrite_turns_say_so(qwen, shared_data):
   folder = shared_data / "chat_templates"
   ours = with_template(qwen, (folder / "qwen3.jinja").read_text())
   with pytest.raises(ValueError, match="message 2, of .* in another way once"):
-    chat.encode(ours, TALK)
+    templates.encode(ours, TALK)
   ours = with_template(qwen, (folder / "deepseekv3.jinja").read_text())
   with pytest.raises(ValueError, match="begin with the generation prompt"):
-    chat.encode(ours, TALK[:3])
+    templates.encode(ours, TALK[:3])
   first_release = tokenizer.load(shared_data / "tokenizers" / "deepseek_r1")
-  assert chat.encode(first_release, TALK[3:]).assistant[-1]
+  assert templates.encode(first_release, TALK[3:]).assistant[-1]
   with pytest.raises(ValueError, match="loses a part of its content"):
-    chat.encode(first_release, TALK[:3])
+    templates.encode(first_release, TALK[:3])
 
 
 def test_sentencepiece_and_bytes_take_templates_too(shared_data, tmp_path):
@@ -174,7 +176,7 @@ def test_sentencepiece_and_bytes_take_templates_too(shared_data, tmp_path):
     tokenizer.load(tmp_path),
     with_template(tokenizer.load(mistral), template),
   ):
-    encoded = chat.encode(tok, talk)
+    encoded = templates.encode(tok, talk)
     assert encoded.ids[0] == tok.bos_id
     assert encoded.ids.count(tok.eos_ids[0]) == 2
     # A byte tokenizer has one token a byte; pieces may hold the blank before.
@@ -191,16 +193,16 @@ def test_sentencepiece_and_bytes_take_templates_too(shared_data, tmp_path):
 def test_without_a_template_the_error_says_how_to_give_one(shared_data):
   tok = tokenizer.load(shared_data / "tokenizers" / "gpt2")
   with pytest.raises(ValueError, match=r"put one as chat_template\.jinja"):
-    chat.render(tok, TALK)
+    templates.render(tok, TALK)
 
 
 def test_what_a_template_refuses_is_one_error(qwen):
   ours = with_template(qwen, "{{ raise_exception('No system role') }}")
   with pytest.raises(ValueError, match="refuses .*: No system role"):
-    chat.render(ours, TALK)
+    templates.render(ours, TALK)
   ours = with_template(qwen, "{% for %}")
   with pytest.raises(ValueError, match="chat template"):
-    chat.render(ours, TALK)
+    templates.render(ours, TALK)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +217,7 @@ def test_what_a_template_refuses_is_one_error(qwen):
 def test_templates_run_in_a_sandbox(attack, qwen):
   ours = with_template(qwen, attack)
   with pytest.raises(ValueError, match="refuses"):
-    chat.render(ours, TALK)
+    templates.render(ours, TALK)
 
 
 def test_templates_have_dates_json_and_loop_controls(qwen):
@@ -224,7 +226,7 @@ def test_templates_have_dates_json_and_loop_controls(qwen):
     "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}"
     " {{ m.role }}{% endfor %}"
   )
-  text = chat.render(with_template(qwen, source), TALK)
+  text = templates.render(with_template(qwen, source), TALK)
   assert text[4:] == " " + json.dumps({"é": "<x>"}, ensure_ascii=False) + (
     " system"
   )

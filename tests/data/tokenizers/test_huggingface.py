@@ -11,7 +11,7 @@ import tokenizers
 import transformers
 from transformers import tokenization_utils_base
 
-from grpo_jax.data import tokenizer
+from grpo_jax.data.tokenizers import tokenizer
 
 NAMES = ("gpt2", "qwen", "deepseek_r1", "mistral_v1")
 SMALL = {"a": 0, "b": 1, "ab": 2, "Ġ": 3, "<end>": 4}

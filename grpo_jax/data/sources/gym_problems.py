@@ -7,7 +7,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from grpo_jax.data import recipes, tasks
+from grpo_jax.data import recipes
+from grpo_jax.data.sources import tasks
 from grpo_jax.types import Problem
 
 

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from grpo_jax.data import prompts, tasks
+from grpo_jax.data import prompts
+from grpo_jax.data.sources import tasks
 
 TEMPLATE = prompts.TEMPLATES["plain"]
 QUESTION = re.compile(r"(\d+),(\d+),(\d+),(\d+)=(\d+)\?")

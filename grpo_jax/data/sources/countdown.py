@@ -8,7 +8,7 @@ whatever the seed and the sizes.
 
 import random
 
-from grpo_jax.data import tasks
+from grpo_jax.data.sources import tasks
 from grpo_jax.types import Problem
 
 _QUESTION = (

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from grpo_jax import errors
-from grpo_jax.data import recipes, records, user_files
+from grpo_jax.data import recipes, records
+from grpo_jax.data.sources import user_files
 from grpo_jax.types import Example
 
 # Names under which files have the two sides; the first that is there counts.

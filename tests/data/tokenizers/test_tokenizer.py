@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from grpo_jax.data import prompts, tasks, tokenizer
+from grpo_jax.data import prompts
+from grpo_jax.data.sources import tasks
+from grpo_jax.data.tokenizers import tokenizer
 
 SYMBOLS = tasks.TASKS["pair_sum"].symbols
 AWKWARD = [

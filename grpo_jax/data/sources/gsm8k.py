@@ -10,7 +10,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from grpo_jax.data import prompts, recipes, tasks, user_files
+from grpo_jax.data import prompts, recipes
+from grpo_jax.data.sources import tasks, user_files
 
 _URL = (
   "https://raw.githubusercontent.com/openai/grade-school-math/master/"

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 
 from grpo_jax import errors
-from grpo_jax.data import local, recipes
+from grpo_jax.data import recipes
+from grpo_jax.data.sources import local
 
 
 def problems(

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Iterator, Mapping
 
-from grpo_jax.data import local, recipes, user_files
+from grpo_jax.data import recipes
+from grpo_jax.data.sources import local, user_files
 
 
 def problems(*, path: str | None = None) -> recipes.Recipe:

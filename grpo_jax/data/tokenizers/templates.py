@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jinja2
 from jinja2 import ext, nodes, sandbox
 
-from grpo_jax.data import tokenizer as tokenizers
+from grpo_jax.data.tokenizers import tokenizer as tokenizers
 
 Message = Mapping[str, Any]
 # Noncharacters of Unicode: no text has them. Around what {% generation %} says.

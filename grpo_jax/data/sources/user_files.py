@@ -7,7 +7,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from grpo_jax.data import recipes, tasks
+from grpo_jax.data import recipes
+from grpo_jax.data.sources import tasks
 
 
 def jsonl(

@@ -18,7 +18,8 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from grpo_jax.data import prompts, recipes, tasks
+from grpo_jax.data import prompts, recipes
+from grpo_jax.data.sources import tasks
 from grpo_jax.types import Example, Problem
 
 ENGLISH = tasks.Words("right", "wrong", " wait ", "just a guess")

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from grpo_jax.data import datasets, miniature, tasks
+from grpo_jax.data import datasets
+from grpo_jax.data.sources import miniature, tasks
 from grpo_jax.rewards import chat, language
 from grpo_jax.types import Problem
 

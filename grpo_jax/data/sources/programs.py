@@ -10,7 +10,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from grpo_jax.data import local, recipes
+from grpo_jax.data import recipes
+from grpo_jax.data.sources import local
 from grpo_jax.rewards import code
 
 _HUMANEVAL = (

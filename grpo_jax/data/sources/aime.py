@@ -3,7 +3,8 @@
 import pathlib
 from collections.abc import Iterator, Mapping
 
-from grpo_jax.data import recipes, user_files
+from grpo_jax.data import recipes
+from grpo_jax.data.sources import user_files
 
 
 def problems(

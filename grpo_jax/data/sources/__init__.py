@@ -1,0 +1,1 @@
+"""Problems, texts and conversations: a module for each place of origin."""
