@@ -16,7 +16,7 @@ setuptools.setup(
   license_files=["LICENSE"],
   python_requires=">=3.11",
   packages=setuptools.find_packages(include=["grpo_jax", "grpo_jax.*"]),
-  package_data={"grpo_jax.rewards": ["judge_prompts/*.txt"]},
+  package_data={"grpo_jax.rewards.judges": ["judge_prompts/*.txt"]},
   install_requires=[
     "jax>=0.10,<0.12",
     "jaxtyping>=0.3.2,<0.4",

@@ -21,7 +21,8 @@ import hostile  # noqa: E402
 import surface  # noqa: E402
 
 from grpo_jax import types  # noqa: E402
-from grpo_jax.rewards import answer, workers  # noqa: E402
+from grpo_jax.rewards import answer  # noqa: E402
+from grpo_jax.rewards.isolation import workers  # noqa: E402
 
 _DATA = pathlib.Path(
   os.environ.get("GRPO_JAX_DATA", _ROOT.parent / "shared" / "data")

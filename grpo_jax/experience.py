@@ -13,9 +13,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from grpo_jax import advantages as advantages_lib
-from grpo_jax import masking, sharding, step
+from grpo_jax import sharding, step
+from grpo_jax.losses import advantages as advantages_lib
 from grpo_jax.losses import kl
+from grpo_jax.losses import weighting as weighting_lib
 from grpo_jax.models import scoring
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
@@ -191,11 +192,11 @@ def as_text(rollout: Rollout) -> TextBatch:
     return np.concatenate([repeated, completions.reshape(-1, slots)], axis=1)
 
   real = join(rollout.prompts.mask, rollout.completion_mask)
-  weights = masking.token_mean(jnp.asarray(rollout.completion_mask))
+  weights = weighting_lib.token_mean(jnp.asarray(rollout.completion_mask))
   return TextBatch(
     tokens=join(rollout.prompts.tokens, rollout.tokens),
     segments=real.astype(np.int32),
-    positions=np.asarray(masking.positions(jnp.asarray(real))),
+    positions=np.asarray(weighting_lib.positions(jnp.asarray(real))),
     weights=join(
       np.zeros(rollout.prompts.mask.shape, np.float32), np.asarray(weights)
     ),
@@ -210,10 +211,10 @@ def minibatches(
   Args:
     experience: of all P prompts.
     count: optimizer updates.
-    weighting: a name in `masking.WEIGHTINGS`.
+    weighting: a name in `weighting.WEIGHTINGS`.
     length: N of the config, which `constant_length` divides by.
   """
-  weigh = masking.WEIGHTINGS[weighting]
+  weigh = weighting_lib.WEIGHTINGS[weighting]
   if weighting == "constant_length":
     weigh = functools.partial(weigh, length=length)
   size = experience.tokens.shape[0] // count

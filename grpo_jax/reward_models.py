@@ -25,8 +25,8 @@ from grpo_jax.data import prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
-from grpo_jax.rewards import judge as judge_lib
 from grpo_jax.rewards import judge_local, learned, terms
+from grpo_jax.rewards.judges import judge as judge_lib
 from grpo_jax.sampling import decode
 
 _FILE = "reward_model.json"

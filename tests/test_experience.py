@@ -5,7 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from grpo_jax import experience, masking, types
+from grpo_jax import experience, types
+from grpo_jax.losses import weighting as weighting_lib
 from grpo_jax.models import scoring
 from grpo_jax.rewards import combine
 
@@ -73,7 +74,7 @@ def test_trim_drops_only_slots_that_no_row_uses(multiple, slots):
     )
 
 
-@pytest.mark.parametrize("weighting", masking.WEIGHTINGS)
+@pytest.mark.parametrize("weighting", weighting_lib.WEIGHTINGS)
 def test_each_minibatch_has_the_weights_of_its_own_update(weighting):
   data = make_experience(make_scores(range(8)))
   parts = list(experience.minibatches(data, 2, weighting, 10))
@@ -85,9 +86,9 @@ def test_each_minibatch_has_the_weights_of_its_own_update(weighting):
       part.prompts.tokens, data.prompts.tokens[2 * i : 2 * i + 2]
     )
     want = {
-      "sequence_mean": lambda m: masking.sequence_mean(m),
-      "token_mean": lambda m: masking.token_mean(m),
-      "constant_length": lambda m: masking.constant_length(m, 10),
+      "sequence_mean": lambda m: weighting_lib.sequence_mean(m),
+      "token_mean": lambda m: weighting_lib.token_mean(m),
+      "constant_length": lambda m: weighting_lib.constant_length(m, 10),
     }[weighting](jax.numpy.asarray(mask))
     np.testing.assert_allclose(part.weights, want, rtol=1e-6)
 

@@ -14,13 +14,13 @@ FLOORS = {
   "grpo_jax.allocator": 0,
   "grpo_jax.errors": 0,
   "grpo_jax.estimators": 0,
-  "grpo_jax.masking": 0,
+  "grpo_jax.losses.weighting": 0,
   "grpo_jax.stopping": 0,
   "grpo_jax.types": 0,
-  "grpo_jax.advantages": 1,
   "grpo_jax.calibration": 1,
   "grpo_jax.configs": 1,
   "grpo_jax.losses": 1,
+  "grpo_jax.losses.advantages": 1,
   "grpo_jax.models": 2,
   "grpo_jax.sharding": 2,
   "grpo_jax.data": 3,
@@ -48,7 +48,7 @@ FLOORS = {
   "grpo_jax.main": 6,
 }
 # Another project can import these with JAX and jaxtyping alone.
-STANDALONE = ("grpo_jax.advantages", "grpo_jax.losses", "grpo_jax.masking")
+STANDALONE = "grpo_jax.losses"
 
 
 def module_name(path: pathlib.Path) -> str:

@@ -105,7 +105,7 @@ def rl() -> config_dict.ConfigDict:
   c.advantages = dict(scale="std")
   # PPO: what `value()` returns.
   c.value = None
-  # Names in `losses.policy.OBJECTIVES` and `masking.WEIGHTINGS`.
+  # Names in `losses.policy.OBJECTIVES` and `losses.weighting.WEIGHTINGS`.
   c.objective = "grpo"
   c.weighting = "sequence_mean"
   c.loss = dict(clip_low=0.2, clip_high=0.2, kl_coef=1e-3)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpo_jax import errors
-from grpo_jax.rewards import judge
+from grpo_jax.rewards.judges import judge
 from grpo_jax.types import Problem
 
 # What a model is told that rewrites; a file of the user's has the same fields.
@@ -96,7 +96,7 @@ def check(section: errors.Section, where: str) -> None:
   if model:
     try:
       # Here and below, because it needs an extra of the package.
-      from grpo_jax.rewards import judge_http
+      from grpo_jax.rewards.judges import judge_http
 
       server = {k: v for k, v in model.items() if k != "template"}
       errors.check_section(f"{where}.model", server, judge_http.Server)
@@ -173,7 +173,7 @@ def by_model(
     ImportError: the package that talks to servers is not installed.
     ValueError: a field does not fit, or the template lacks one.
   """
-  from grpo_jax.rewards import judge_http
+  from grpo_jax.rewards.judges import judge_http
 
   place = judge_http.Server(**server)
   text = pathlib.Path(template).read_text("utf-8") if template else TEMPLATE

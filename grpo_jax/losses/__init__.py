@@ -1,6 +1,7 @@
 """Arrays in, `(scalar, metrics)` out; nothing but JAX and jaxtyping."""
 
 from grpo_jax.losses import (
+  advantages,
   correction,
   distill,
   kl,
@@ -9,9 +10,11 @@ from grpo_jax.losses import (
   preference,
   value,
   vocabulary,
+  weighting,
 )
 
 __all__ = [
+  "advantages",
   "correction",
   "distill",
   "kl",
@@ -20,4 +23,5 @@ __all__ = [
   "preference",
   "value",
   "vocabulary",
+  "weighting",
 ]

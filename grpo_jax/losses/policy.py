@@ -6,9 +6,9 @@ Each takes (logprobs, old_logprobs, ref_logprobs, advantages, weights) and gives
   weight * (kl_coef * KL - correction * surrogate - entropy_coef * entropy)
 
 and the objectives differ in the surrogate alone. The weights carry every mean
-(`masking.py`): Dr. GRPO is `constant_length` weights with centered advantages,
-DAPO is `token_mean` weights with clip_high > clip_low. So losses and gradients
-of microbatches and of shards add up to those of the whole.
+(`weighting.py`): Dr. GRPO is `constant_length` weights with centered
+advantages, DAPO is `token_mean` weights with clip_high > clip_low. So losses
+and gradients of microbatches and of shards add up to those of the whole.
 
 So do the metrics: each is sum(weights * x) of some x per token. Their
 denominator is therefore that of the weights, and for weights that sum to 1
@@ -39,8 +39,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from grpo_jax import masking
 from grpo_jax.losses import kl as kl_lib
+from grpo_jax.losses import weighting as weighting_lib
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -93,7 +93,7 @@ def grpo_loss(
     old_logprobs: of the policy that drew the tokens, as the trainer scores it.
     ref_logprobs: of the reference; None if there is none.
     advantages: of each token.
-    weights: each token's share of the update, at least 0 (`masking.py`).
+    weights: each token's share of the update, at least 0 (`weighting.py`).
     clip_low: at least 0; from 1 on nothing is clipped below.
     clip_high: at least 0, of any size: DeepSeek-R1's first stage has 10.
     dual_clip: above 1, or None.
@@ -380,7 +380,7 @@ def check(
 
   Args:
     objective: a key of `OBJECTIVES`.
-    weighting: a key of `masking.WEIGHTINGS`.
+    weighting: a key of `weighting.WEIGHTINGS`.
     top_p: as the sampler draws; 1 keeps the whole vocabulary.
     top_k: as the sampler draws; None or 0 keeps the whole vocabulary.
     min_p: as the sampler draws; 0 keeps the whole vocabulary.
@@ -393,9 +393,9 @@ def check(
   """
   if objective not in OBJECTIVES:
     raise ValueError(f"{objective=} must be one of {sorted(OBJECTIVES)}.")
-  if weighting not in masking.WEIGHTINGS:
+  if weighting not in weighting_lib.WEIGHTINGS:
     raise ValueError(
-      f"{weighting=} must be one of {sorted(masking.WEIGHTINGS)}."
+      f"{weighting=} must be one of {sorted(weighting_lib.WEIGHTINGS)}."
     )
   if objective in _SEQUENCE_RATIOS and weighting != "sequence_mean":
     raise ValueError(

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from grpo_jax import masking, sharding
+from grpo_jax import sharding
+from grpo_jax.losses import weighting
 from grpo_jax.models import attention, layers, mla, moe
 from grpo_jax.models.config import ModelConfig, Stack
 from grpo_jax.models.params import Params, param_specs
@@ -184,7 +185,7 @@ def prefill(
 
   Prompts are padded on the left: the last slot is each prompt's last token.
   """
-  hidden, trace = forward(params, cfg, tokens, masking.positions(mask), mask)
+  hidden, trace = forward(params, cfg, tokens, weighting.positions(mask), mask)
   without_group = jax.tree.map(
     functools.partial(jnp.squeeze, axis=-4), trace.layers
   )
@@ -278,5 +279,5 @@ def _prompt_slots(
   """Returns which slots of its prompt each position sees."""
   if not cfg.sliding_window:
     return mask[:, None, None]
-  distance = positions[..., None] - masking.positions(mask)[:, None, None]
+  distance = positions[..., None] - weighting.positions(mask)[:, None, None]
   return mask[:, None, None] & (distance < cfg.sliding_window)

@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from grpo_jax import types
-from grpo_jax.rewards import code, equality, format, sandbox, workers
+from grpo_jax.rewards import code, equality, format
 from grpo_jax.rewards import countdown as countdown_lib
+from grpo_jax.rewards.isolation import sandbox, workers
 from grpo_jax.rewards.terms import Result
 
 OUTCOMES = (

@@ -27,8 +27,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from grpo_jax import types
-from grpo_jax.rewards import format, sandbox, terms
-from grpo_jax.rewards.sandbox import asserts
+from grpo_jax.rewards import format, terms
+from grpo_jax.rewards.isolation import sandbox
+from grpo_jax.rewards.isolation.sandbox import asserts
 
 OUTCOMES = ("passed", "failed", "timed_out", "no_program", "crashed")
 

@@ -42,9 +42,9 @@ REWARDS: dict[str, str] = {
   "cosine": "grpo_jax.rewards.length:cosine",
   "repetition": "grpo_jax.rewards.length:repetition",
   "code": "grpo_jax.rewards.code:unit_tests",
-  "harmless": "grpo_jax.rewards.chat:harmless",
-  "politeness": "grpo_jax.rewards.chat:politeness",
-  "judge": "grpo_jax.rewards.judge_http:judge",
+  "harmless": "grpo_jax.rewards.small_talk:harmless",
+  "politeness": "grpo_jax.rewards.small_talk:politeness",
+  "judge": "grpo_jax.rewards.judges.judge_http:judge",
   # These load models of ours, so they stand on the floor of checkpoints.
   "model_judge": "grpo_jax.reward_models:judge",
   "reward_model": "grpo_jax.reward_models:outcome",

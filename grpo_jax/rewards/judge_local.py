@@ -15,7 +15,7 @@ from grpo_jax.data import prompts as prompts_lib
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
-from grpo_jax.rewards.judge import Reply
+from grpo_jax.rewards.judges.judge import Reply
 from grpo_jax.sampling import decode
 
 

@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from grpo_jax import (
-  advantages,
   checkpoint,
   configs,
   dynamic_sampling,
@@ -25,7 +24,7 @@ from grpo_jax import state as state_lib
 from grpo_jax.data import curriculum as curriculum_lib
 from grpo_jax.data import datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
-from grpo_jax.losses import policy
+from grpo_jax.losses import advantages, policy
 from grpo_jax.losses import value as value_lib
 from grpo_jax.models import lora, moe
 from grpo_jax.models import params as params_lib

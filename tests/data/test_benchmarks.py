@@ -6,7 +6,8 @@ import json
 import pytest
 
 from grpo_jax.data import datasets
-from grpo_jax.rewards import answer, language, sandbox
+from grpo_jax.rewards import answer, language
+from grpo_jax.rewards.isolation import sandbox
 
 
 @pytest.fixture

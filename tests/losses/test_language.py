@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import masking
-from grpo_jax.losses import language, vocabulary
+from grpo_jax.losses import language, vocabulary, weighting
 
 
 def _batch(dtype=jnp.float32):
@@ -15,7 +14,7 @@ def _batch(dtype=jnp.float32):
   head = jnp.asarray(rng.normal(size=(8, 19)), dtype)
   tokens = jnp.asarray(rng.integers(0, 19, (3, 7)))
   mask = jnp.asarray(rng.random((3, 7)) < 0.7).at[0].set(False)
-  return hidden, head, tokens, masking.token_mean(mask)
+  return hidden, head, tokens, weighting.token_mean(mask)
 
 
 def _loss(hidden, head, tokens, weights, **options):

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import masking
-from grpo_jax.losses import policy
+from grpo_jax.losses import policy, weighting
 
 OBJECTIVES = sorted(set(policy.OBJECTIVES) - {"ppo"})
 BY_TOKEN = ["grpo", "cispo", "sapo", "reinforce"]
@@ -53,7 +52,7 @@ def _batch(seed, shape=(2, 3, 5), spread=0.4):
   }
   for array in batch.values():
     array[~mask] = np.nan
-  batch["weights"] = np.asarray(masking.sequence_mean(jnp.asarray(mask)))
+  batch["weights"] = np.asarray(weighting.sequence_mean(jnp.asarray(mask)))
   return batch
 
 
@@ -423,11 +422,11 @@ def test_the_logged_kl_does_not_depend_on_the_padding():
   logprobs, ref = jnp.full((2, 4), -1.0), jnp.full((2, 4), -1.5)
   mask = jnp.array([[1, 1, 1, 1], [1, 0, 0, 0]], bool)
   expected = math.exp(-0.5) - 1 + 0.5
-  for weighting in (masking.sequence_mean, masking.token_mean):
+  for weigh in (weighting.sequence_mean, weighting.token_mean):
     for width in (0, 9):
       pad = functools.partial(jnp.pad, pad_width=((0, 0), (0, width)))
       args = [pad(x) for x in (logprobs, logprobs, ref, logprobs)]
-      _, metrics = policy.grpo_loss(*args, weighting(pad(mask)))
+      _, metrics = policy.grpo_loss(*args, weigh(pad(mask)))
       np.testing.assert_allclose(metrics["kl"], expected, rtol=1e-5)
 
 

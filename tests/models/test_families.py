@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import masking, sharding
+from grpo_jax import sharding
+from grpo_jax.losses import weighting
 from grpo_jax.models import scoring, transformer
 from grpo_jax.sampling import decode
 
@@ -93,7 +94,7 @@ def test_sampler_and_scorer_agree_on_one_and_on_eight_devices(family):
 @functools.partial(jax.jit, static_argnames="cfg")
 def text_logprobs(cfg, params, tokens, mask):
   return scoring.score_text(
-    params, cfg, tokens, masking.positions(mask), mask.astype(jnp.int32)
+    params, cfg, tokens, weighting.positions(mask), mask.astype(jnp.int32)
   ).logprobs
 
 

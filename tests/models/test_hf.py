@@ -18,7 +18,7 @@ import safetensors.numpy
 import torch
 import transformers
 
-from grpo_jax import masking
+from grpo_jax.losses import weighting
 from grpo_jax.models import heads, hf, tensor_files, transformer
 from grpo_jax.sampling import decode
 from grpo_jax.types import PromptBatch
@@ -158,7 +158,7 @@ def test_logits_are_those_of_transformers(name, built):
   model, directory = built(name)
   batch = prompts()
   cfg, params = hf.load(directory)
-  positions = np.asarray(masking.positions(jnp.asarray(batch.mask)))
+  positions = np.asarray(weighting.positions(jnp.asarray(batch.mask)))
   hidden, _ = transformer.forward(
     params,
     cfg,

@@ -59,7 +59,6 @@ def test_models_and_checkpoints_need_neither_stages_nor_datasets(tmp_path):
   assert ours <= {
     "data",
     "losses",
-    "masking",
     "models",
     "sampling",
     "sharding",

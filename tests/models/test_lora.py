@@ -21,8 +21,9 @@ import transformers
 from flax import traverse_util
 from safetensors import numpy as safetensors_numpy
 
-from grpo_jax import checkpoint, experience, masking, sharding, step
+from grpo_jax import checkpoint, experience, sharding, step
 from grpo_jax import state as state_lib
+from grpo_jax.losses import weighting
 from grpo_jax.models import heads, hf, lora, scoring, transformer
 from grpo_jax.models import params as params_lib
 from grpo_jax.sampling import decode
@@ -221,7 +222,7 @@ def test_an_update_moves_adapters_and_leaves_the_base_alone():
 
 def our_logits(cfg, params, tokens, mask):
   hidden, _ = transformer.forward(
-    params, cfg, tokens, masking.positions(mask), mask
+    params, cfg, tokens, weighting.positions(mask), mask
   )
   return heads.logits(params, cfg, hidden)
 

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import masking
-from grpo_jax.losses import language
+from grpo_jax.losses import language, weighting
 from grpo_jax.models import scoring, transformer
 
 VARIANTS = {
@@ -107,7 +106,7 @@ def rows_logprobs(params, cfg, rows, slots, side="right"):
     params,
     cfg,
     jnp.asarray(tokens, jnp.int32),
-    masking.positions(jnp.asarray(mask)),
+    weighting.positions(jnp.asarray(mask)),
     jnp.asarray(mask, jnp.int32),
   )
   return [np.asarray(logprobs[i][mask[i]])[1:] for i in range(len(rows))]
@@ -214,7 +213,7 @@ class TestLayouts:
       tokens[i, : len(row)], mask[i, : len(row)] = row, 1
     padded = (
       jnp.asarray(tokens),
-      masking.positions(jnp.asarray(mask > 0)),
+      weighting.positions(jnp.asarray(mask > 0)),
       jnp.asarray(mask),
     )
     gradient = jax.jit(jax.value_and_grad(loss))
@@ -253,7 +252,7 @@ class TestSharedPrompts:
         params,
         self.cfg,
         jnp.asarray(tokens),
-        masking.positions(jnp.asarray(mask)),
+        weighting.positions(jnp.asarray(mask)),
         jnp.asarray(mask, jnp.int32),
       )
       return jnp.sum(weights * logprobs)
@@ -320,7 +319,7 @@ def test_layers_one_by_one_agree_with_the_scan():
   cfg = helpers.tiny()
   params = helpers.make_params(cfg)
   tokens, mask = to_jax((PROMPTS.tokens, PROMPTS.mask))
-  positions = masking.positions(mask)
+  positions = weighting.positions(mask)
 
   def run(params):
     return transformer.forward(params, cfg, tokens, positions, mask)

@@ -10,7 +10,8 @@ import pytest
 import surface
 
 from grpo_jax import types
-from grpo_jax.rewards import answer, workers
+from grpo_jax.rewards import answer
+from grpo_jax.rewards.isolation import workers
 
 
 def pair_sum(question="35,22,13,19=35?"):

@@ -9,7 +9,8 @@ import mutations
 import pytest
 
 from grpo_jax import types
-from grpo_jax.rewards import code, combine, sandbox
+from grpo_jax.rewards import code, combine
+from grpo_jax.rewards.isolation import sandbox
 
 SQUARE = code.Asserts(
   "assert f(2) == 4\nassert f(3) == 9\nassert f(4) == 16", ["f"]

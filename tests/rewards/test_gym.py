@@ -6,7 +6,8 @@ import pytest
 
 from grpo_jax import types
 from grpo_jax.data import datasets
-from grpo_jax.rewards import answer, gym, workers
+from grpo_jax.rewards import answer, gym
+from grpo_jax.rewards.isolation import workers
 
 SMALL = dict(train_size=12, test_size=3)
 FEW = {"max_animals": 1, "min_animals": 1, "max_instances": 1}

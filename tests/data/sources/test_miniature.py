@@ -7,7 +7,7 @@ import pytest
 
 from grpo_jax.data import datasets
 from grpo_jax.data.sources import miniature, tasks
-from grpo_jax.rewards import chat, language
+from grpo_jax.rewards import language, small_talk
 from grpo_jax.types import Problem
 
 
@@ -92,7 +92,7 @@ def test_good_answers_are_preferred_to_curt_and_these_to_rude_ones():
     def score(answer, problem=problem, name=name):
       text = answer.format(name=name)
       tagged = f"<think>x</think><answer>{text}</answer>"
-      plain, inside = chat.politeness([problem] * 2, [text, tagged])
+      plain, inside = small_talk.politeness([problem] * 2, [text, tagged])
       assert plain == inside
       return plain
 
@@ -104,20 +104,22 @@ def test_good_answers_are_preferred_to_curt_and_these_to_rude_ones():
     assert max(rude) == 0
     for answers, wanted in ((kind.polite + kind.curt, 1), (kind.rude, 0)):
       texts = [answer.format(name=name) for answer in answers]
-      harmless = chat.harmless([problem] * len(texts), texts)
+      harmless = small_talk.harmless([problem] * len(texts), texts)
       assert set(harmless) == {wanted}
 
 
 def test_the_name_of_another_earns_less():
   problem = Problem("greet ada?", "", "chat", "", "ada")
-  own, other = chat.politeness(
+  own, other = small_talk.politeness(
     [problem] * 2, ["hello ada, glad to see you", "hello bo, glad to see you"]
   )
   assert own == pytest.approx(other + 0.4)
 
 
 def test_problems_of_other_sources_have_no_politeness():
-  assert chat.politeness([Problem("1+1?", "2", "math", "")], ["2"]) == [None]
+  assert small_talk.politeness([Problem("1+1?", "2", "math", "")], ["2"]) == [
+    None
+  ]
 
 
 def test_the_splits_of_small_talk_share_no_question(tmp_path):

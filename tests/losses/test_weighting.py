@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import masking
+from grpo_jax.losses import weighting
 
 
 def _random_mask(seed, shape=(3, 4, 7)):
@@ -24,9 +24,9 @@ def test_weights_match_loops_over_rows(seed):
     "token_mean": [row / tokens for row in rows],
     "constant_length": [row / (11 * len(used)) for row in rows],
   }
-  for name, weighting in masking.WEIGHTINGS.items():
+  for name, weigh in weighting.WEIGHTINGS.items():
     args = (11,) if name == "constant_length" else ()
-    weights = weighting(jnp.asarray(mask), *args)
+    weights = weigh(jnp.asarray(mask), *args)
     assert weights.dtype == jnp.float32
     np.testing.assert_allclose(
       weights, np.reshape(expected[name], mask.shape), rtol=1e-6, err_msg=name
@@ -35,16 +35,16 @@ def test_weights_match_loops_over_rows(seed):
 
 def test_means_sum_to_one():
   mask = jnp.asarray(_random_mask(0))
-  assert jnp.sum(masking.sequence_mean(mask)) == pytest.approx(1.0, rel=1e-6)
-  assert jnp.sum(masking.token_mean(mask)) == pytest.approx(1.0, rel=1e-6)
+  assert jnp.sum(weighting.sequence_mean(mask)) == pytest.approx(1.0, rel=1e-6)
+  assert jnp.sum(weighting.token_mean(mask)) == pytest.approx(1.0, rel=1e-6)
 
 
 def test_an_empty_mask_weighs_nothing():
   mask = jnp.zeros((2, 3), bool)
   for weights in (
-    masking.sequence_mean(mask),
-    masking.token_mean(mask),
-    masking.constant_length(mask, 5),
+    weighting.sequence_mean(mask),
+    weighting.token_mean(mask),
+    weighting.constant_length(mask, 5),
   ):
     np.testing.assert_array_equal(weights, 0.0)
 
@@ -52,27 +52,27 @@ def test_an_empty_mask_weighs_nothing():
 def test_padding_a_batch_wider_changes_no_weight():
   mask = jnp.asarray(_random_mask(1))
   wider = jnp.pad(mask, ((0, 0), (0, 0), (0, 9)))
-  for name, weighting in masking.WEIGHTINGS.items():
+  for name, weigh in weighting.WEIGHTINGS.items():
     args = (11,) if name == "constant_length" else ()
     np.testing.assert_array_equal(
-      weighting(mask, *args), weighting(wider, *args)[..., :7], err_msg=name
+      weigh(mask, *args), weigh(wider, *args)[..., :7], err_msg=name
     )
 
 
 def test_a_row_that_is_masked_out_leaves_the_denominator():
   mask = jnp.array([[True, True], [False, False]])
-  np.testing.assert_allclose(masking.sequence_mean(mask)[0], 0.5)
-  np.testing.assert_allclose(masking.constant_length(mask, 4)[0], 0.25)
+  np.testing.assert_allclose(weighting.sequence_mean(mask)[0], 0.5)
+  np.testing.assert_allclose(weighting.constant_length(mask, 4)[0], 0.25)
 
 
 def test_a_length_below_one_token_is_refused():
   with pytest.raises(ValueError, match="length=0"):
-    masking.constant_length(jnp.ones((1, 2), bool), 0)
+    weighting.constant_length(jnp.ones((1, 2), bool), 0)
 
 
 def test_positions_count_tokens_whichever_side_is_padded():
   mask = jnp.array([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
-  positions = masking.positions(mask)
+  positions = weighting.positions(mask)
   np.testing.assert_array_equal(positions[0], [0, 0, 0, 1, 2])
   np.testing.assert_array_equal(positions[1][:3], [0, 1, 2])
 
@@ -80,16 +80,16 @@ def test_positions_count_tokens_whichever_side_is_padded():
 def test_weights_are_the_same_on_eight_devices():
   mask = jnp.asarray(_random_mask(2, (4, 4, 6)))
   weightings = [
-    masking.sequence_mean,
-    masking.token_mean,
-    lambda m: masking.constant_length(m, 9),
-    masking.positions,
+    weighting.sequence_mean,
+    weighting.token_mean,
+    lambda m: weighting.constant_length(m, 9),
+    weighting.positions,
   ]
-  expected = [weighting(mask) for weighting in weightings]
+  expected = [weigh(mask) for weigh in weightings]
   mesh = jax.make_mesh((2, 4), ("data", "fsdp"))
   with jax.set_mesh(mesh):
     sharded = jax.device_put(mask, jax.P("data", "fsdp", None))
-    for weighting, weights in zip(weightings, expected, strict=True):
-      result = jax.jit(weighting)(sharded)
+    for weigh, weights in zip(weightings, expected, strict=True):
+      result = jax.jit(weigh)(sharded)
       assert jax.typeof(result).sharding.spec[:2] == ("data", "fsdp")
       np.testing.assert_array_equal(result, weights)

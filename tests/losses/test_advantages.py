@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import advantages
+from grpo_jax.losses import advantages
 
 
 def _rewards(seed, shape=(5, 4)):

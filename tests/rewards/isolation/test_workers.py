@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from grpo_jax.rewards import worker, workers
+from grpo_jax.rewards.isolation import worker, workers
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ pool.map("time:sleep", [(60,)], deadline=60.0)
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_is_left_when_the_parent_is_killed(number):
-  root = pathlib.Path(__file__).parents[2]
+  root = pathlib.Path(__file__).parents[3]
   parent = subprocess.Popen(
     [sys.executable, "-c", _PARENT], cwd=root, stdout=subprocess.PIPE, text=True
   )

@@ -1,8 +1,8 @@
 """The other side of `workers`: a process that forks workers, and what they do.
 
-Run as `python -m grpo_jax.rewards.worker FD` by `workers.Pool`; FD is a Unix
-socket to it. The process imports the functions to run, once, and then forks a
-worker whenever it is asked to; a worker is ready within milliseconds. It never
+Run as `python -m grpo_jax.rewards.isolation.worker FD` by `workers.Pool`; FD is
+a Unix socket to it. The process imports the functions to run, once, then forks
+a worker whenever it is asked to; one is ready within milliseconds. It never
 imports JAX, has one thread, and ends with its workers when the socket closes,
 also when the pool's process was killed.
 

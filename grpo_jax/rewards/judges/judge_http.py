@@ -31,9 +31,9 @@ except ImportError as missing:
   ) from missing
 
 from grpo_jax import types
-from grpo_jax.rewards import judge as judge_lib
 from grpo_jax.rewards import terms
-from grpo_jax.rewards.judge import Reply
+from grpo_jax.rewards.judges import judge as judge_lib
+from grpo_jax.rewards.judges.judge import Reply
 
 # Of a reply; more is no verdict.
 _MAX_BYTES = 1 << 22

@@ -15,7 +15,7 @@ import uuid
 import hostile_programs as hostile
 import pytest
 
-from grpo_jax.rewards import sandbox
+from grpo_jax.rewards.isolation import sandbox
 
 # What a hostile program gets; the deadline is met by all of them.
 SHORT = sandbox.Limits(
@@ -318,12 +318,12 @@ for isolation in sandbox.ISOLATIONS:
 @pytest.mark.skipif(os.geteuid() != 0, reason="The other tests do this.")
 def test_an_ordinary_user_has_the_same_isolation():
   python = "/usr/bin/python3" if "/root/" in sandbox.PYTHON else sandbox.PYTHON
-  rewards = pathlib.Path(sandbox.__file__).parents[1]
+  isolation = pathlib.Path(sandbox.__file__).parents[1]
   with tempfile.TemporaryDirectory() as folder:
     # A copy, for our own files may lie where only root can read.
     os.chmod(folder, 0o755)
-    copied = pathlib.Path(folder, "grpo_jax", "rewards")
-    shutil.copytree(rewards / "sandbox", copied / "sandbox")
+    copied = pathlib.Path(folder, "grpo_jax", "rewards", "isolation")
+    shutil.copytree(isolation / "sandbox", copied / "sandbox")
     shutil.copy(hostile.__file__, folder)
     done = subprocess.run(
       [python, "-c", _AS_ORDINARY_USER],

@@ -12,7 +12,8 @@ import pytest
 from judge_server import chat, honest, serving, verdict
 
 from grpo_jax import errors, types
-from grpo_jax.rewards import combine, judge_http
+from grpo_jax.rewards import combine
+from grpo_jax.rewards.judges import judge_http
 
 PROBLEM = types.Problem("What is 6 x 7?", "42", "mine", "What is 6 x 7?")
 FAST = dict(model="judge-1", deadline=10.0, backoff=0.01, concurrency=8)

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from grpo_jax import types
-from grpo_jax.rewards import judge
+from grpo_jax.rewards.judges import judge
 
 PROBLEM = types.Problem("What is 6 x 7?", "42", "mine", "What is 6 x 7?")
 OPTIONS = dict(template="correctness", scale=None, reads="completion", votes=1)

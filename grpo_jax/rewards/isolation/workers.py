@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from concurrent import futures
 from typing import Any, Literal, NamedTuple
 
-from grpo_jax.rewards import worker
+from grpo_jax.rewards.isolation import worker
 
 _START_SECONDS = 120.0
 # A worker is replaced after so many items: libraries cache what they parse.
@@ -191,7 +191,12 @@ class _Helper:
     environment["PYTHONHASHSEED"] = "0"  # Sympy's ways depend on it.
     with theirs:
       self._process = subprocess.Popen(
-        [sys.executable, "-m", "grpo_jax.rewards.worker", str(theirs.fileno())],
+        [
+          sys.executable,
+          "-m",
+          "grpo_jax.rewards.isolation.worker",
+          str(theirs.fileno()),
+        ],
         pass_fds=[theirs.fileno()],
         env=environment,
         stdin=subprocess.DEVNULL,

@@ -1,0 +1,1 @@
+"""Processes apart: graders with a deadline, programs in a sandbox."""

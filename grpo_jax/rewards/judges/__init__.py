@@ -1,0 +1,1 @@
+"""Generative judges: what they are asked, and how a verdict is read."""
