@@ -20,20 +20,16 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from grpo_jax import (  # noqa: E402
-  allocator,
-  experience,
-  optimizer,
-  sharding,
-  state,
-  types,
-)
+from grpo_jax import experience, sharding, types  # noqa: E402
 from grpo_jax.losses import policy  # noqa: E402
 from grpo_jax.models import config, params  # noqa: E402
 from grpo_jax.rewards import combine  # noqa: E402
+from grpo_jax.runs import process  # noqa: E402
 from grpo_jax.sampling import decode  # noqa: E402
 from grpo_jax.stages import rl  # noqa: E402
-from grpo_jax.step import make_update  # noqa: E402
+from grpo_jax.train import optimizer  # noqa: E402
+from grpo_jax.train import state as state_lib  # noqa: E402
+from grpo_jax.train.update import make_update  # noqa: E402
 
 SIZES = dict(
   layers=4,
@@ -59,7 +55,7 @@ def main() -> None:
       f"--{name}", type=int, default=default, help=f"default {default}"
     )
   args = parser.parse_args()
-  allocator.keep_freed_memory()  # As `grpo_jax.main` does.
+  process.keep_freed_memory()  # As `grpo_jax.main` does.
   cfg = config.ModelConfig(
     vocab_size=args.vocab,
     num_layers=args.layers,
@@ -75,7 +71,7 @@ def main() -> None:
     jax.random.key(0), params.param_specs(cfg), mesh
   )
   tx, _ = optimizer.make_optimizer(args.steps, learning_rate=1e-6)
-  train = state.init_state(jax.tree.map(jnp.copy, reference), tx)
+  train = state_lib.init_state(jax.tree.map(jnp.copy, reference), tx)
   score = experience.make_score(cfg, 1.0, 1)
   update = make_update(
     functools.partial(

@@ -34,11 +34,13 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from grpo_jax import configs, optimizer, sharding, state
+from grpo_jax import configs, sharding
 from grpo_jax.models import lora, params, presets
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.sampling import decode
 from grpo_jax.stages import rl, rl_setup
+from grpo_jax.train import optimizer
+from grpo_jax.train import state as state_lib
 from grpo_jax.types import Experience, PromptBatch
 
 GIB = 2**30
@@ -156,7 +158,7 @@ def programs(
     group,
     config.batching.num_microbatches,
   )
-  yield "update", update.lower(state.abstract_state(weights, tx), part)
+  yield "update", update.lower(state_lib.abstract_state(weights, tx), part)
 
 
 def completions(

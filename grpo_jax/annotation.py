@@ -18,12 +18,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from grpo_jax import errors, generation, metrics
+from grpo_jax import errors, metrics
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards import combine, learned
-from grpo_jax.sampling import decode
+from grpo_jax.sampling import decode, generate
 from grpo_jax.types import Problem
 
 # Records to write, and how often what happened.
@@ -60,12 +60,12 @@ class Drawn(NamedTuple):
 
   number: int
   prompts: Sequence[Int[np.ndarray, " S"]]
-  completions: generation.Completions
+  completions: generate.Completions
   rewards: Float[np.ndarray, " rows"]
 
 
 def score(
-  rewards: errors.Section, batch: generation.Completions
+  rewards: errors.Section, batch: generate.Completions
 ) -> Float[np.ndarray, " rows"]:
   """What each completion earns; NaN where there is no telling."""
   scores = combine.score(
@@ -221,7 +221,7 @@ def _continued(
   # What is no valid text may have more tokens than were drawn.
   fits = [i for i, beginning in enumerate(begun) if len(beginning.ids) <= slots]
   found, place = [math.nan] * len(begun), 0
-  for batch in generation.generate(
+  for batch in generate.generate(
     policy.params,
     policy.cfg,
     policy.tok,

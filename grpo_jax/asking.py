@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grpo_jax import checkpoint, generation
+from grpo_jax import checkpoint
 from grpo_jax.data import datasets, decontamination, prompts, worked_examples
 from grpo_jax.data.tokenizers import tokenizer
-from grpo_jax.sampling import decode
+from grpo_jax.sampling import decode, generate
 from grpo_jax.types import Problem
 
 
@@ -163,7 +163,7 @@ def batch_rows(asked: Asking) -> list[int]:
 
 
 def readable(
-  batch: generation.Completions, asked: Asking
+  batch: generate.Completions, asked: Asking
 ) -> tuple[list[Problem], list[str], np.ndarray, np.ndarray]:
   """Returns problems, texts, lengths and what is truncated of a batch.
 

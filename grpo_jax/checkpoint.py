@@ -23,7 +23,7 @@ from grpo_jax.models import hf, lora
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params, Specs
-from grpo_jax.state import TrainState
+from grpo_jax.train.state import TrainState
 
 CHECKPOINTS = "checkpoints"
 _MODEL, _LORA = "model.json", "lora.json"

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from grpo_jax import sharding, step
+from grpo_jax import sharding
 from grpo_jax.losses import advantages as advantages_lib
 from grpo_jax.losses import kl
 from grpo_jax.losses import weighting as weighting_lib
@@ -21,6 +21,7 @@ from grpo_jax.models import scoring
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards.combine import Scores
+from grpo_jax.train import update
 from grpo_jax.types import Experience, PromptBatch, Rollout, TextBatch
 
 ScoreFn = Callable[[Params, PromptBatch, Any, Any], scoring.Scores]
@@ -65,8 +66,8 @@ def in_pieces(score: Callable[..., Any], num_pieces: int) -> Callable[..., Any]:
   def whole(params: Params, *rows: Any) -> Any:
     if num_pieces == 1:
       return score(params, *rows)
-    pieces = step.cut(rows, num_pieces)
-    return step.join(jax.lax.map(lambda piece: score(params, *piece), pieces))
+    pieces = update.cut(rows, num_pieces)
+    return update.join(jax.lax.map(lambda piece: score(params, *piece), pieces))
 
   return whole
 

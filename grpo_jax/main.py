@@ -13,7 +13,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from grpo_jax import allocator, configs
+from grpo_jax import configs
+from grpo_jax.runs import process
 from grpo_jax.stages.chain import STAGES
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -28,7 +29,7 @@ _WORKDIR = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
   """Runs the stage that the config names."""
-  allocator.keep_freed_memory()
+  process.keep_freed_memory()
   keep_compiled_programs()
   if len(argv) > 1:
     sys.exit(f"Unknown argument {argv[1]!r}; see --help.")

@@ -28,8 +28,8 @@ from grpo_jax.models import heads, scoring
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
-from grpo_jax.state import TrainState
-from grpo_jax.step import make_update
+from grpo_jax.train.state import TrainState
+from grpo_jax.train.update import make_update
 from grpo_jax.types import Experience, PromptBatch
 
 

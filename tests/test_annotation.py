@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from grpo_jax import annotation, generation, types
+from grpo_jax import annotation, types
+from grpo_jax.sampling import generate
 
 PROBLEMS, GROUP = 12, 6
 
@@ -27,7 +28,7 @@ def drawn():
   }
   rewards = np.array([earned[row // GROUP, texts[row]] for row in range(rows)])
   rewards[rng.random(rows) < 0.1] = math.nan
-  batch = generation.Completions(
+  batch = generate.Completions(
     problems, texts, rng.integers(1, 9, rows), rng.random(rows) < 0.1
   )
   return annotation.Drawn(0, [np.zeros(1, np.int32)] * PROBLEMS, batch, rewards)
@@ -69,7 +70,7 @@ def test_the_pairs_of_a_problem_do_not_depend_on_its_batch(drawn):
   apart = []
   for problem in range(PROBLEMS):
     rows = slice(problem * GROUP, (problem + 1) * GROUP)
-    batch = generation.Completions(*(x[rows] for x in drawn.completions))
+    batch = generate.Completions(*(x[rows] for x in drawn.completions))
     part = annotation.Drawn(7, drawn.prompts[:1], batch, drawn.rewards[rows])
     apart += annotation.pairs_of(part, **options)[0]
   assert whole == apart

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from grpo_jax import asking, generation, types
-from grpo_jax.sampling import decode
+from grpo_jax import asking, types
+from grpo_jax.sampling import decode, generate
 
 
 def test_thinking_that_the_prompt_opened_is_opened_by_the_text():
   problem = types.Problem("q", "a", "pair_sum", "User: q\nAssistant:<think>")
-  batch = generation.Completions(
+  batch = generate.Completions(
     [problem] * 2,
     ["so</think>a", "so</think>a\nUser: more"],
     np.array([3, 9]),

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from grpo_jax import checkpoint, optimizer
-from grpo_jax import state as state_lib
+from grpo_jax import checkpoint
 from grpo_jax.models import params as params_lib
+from grpo_jax.train import optimizer
+from grpo_jax.train import state as state_lib
 
 CFG = helpers.tiny(num_layers=1)
 CONFIG = {"stage": "rl", "seed": 0, "sampling": {"group_size": 8, "top_p": 1.0}}

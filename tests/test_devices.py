@@ -8,12 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from grpo_jax import experience, optimizer, sharding, state
+from grpo_jax import experience, sharding
 from grpo_jax.losses import policy
 from grpo_jax.rewards.combine import Scores
 from grpo_jax.sampling import decode
 from grpo_jax.stages import rl
-from grpo_jax.step import gradients, make_update
+from grpo_jax.train import optimizer
+from grpo_jax.train import state as state_lib
+from grpo_jax.train.update import gradients, make_update
 from grpo_jax.types import Experience
 
 CFG = helpers.tiny(num_layers=1)
@@ -127,7 +129,7 @@ def test_histories_of_ten_steps_agree_to_rounding():
     with jax.set_mesh(mesh):
       reference = helpers.make_params(CFG, mesh)
       tx, _ = optimizer.make_optimizer(20, learning_rate=1e-3)
-      train = state.init_state(helpers.make_params(CFG, mesh), tx)
+      train = state_lib.init_state(helpers.make_params(CFG, mesh), tx)
       update = make_update(loss_fn, tx, num_microbatches=2)
       histories[name] = []
       for step in range(10):
@@ -175,7 +177,7 @@ def test_updates_with_experts_agree_and_move_the_router_alike():
     with jax.set_mesh(mesh):
       # Plain descent: Adam would divide rounding errors by their own size.
       tx = optax.sgd(0.1)
-      train = state.init_state(helpers.make_params(cfg, mesh), tx)
+      train = state_lib.init_state(helpers.make_params(cfg, mesh), tx)
       update = make_update(loss, tx, num_microbatches=2, router_bias_rate=0.01)
       for _ in range(2):
         train, metrics = update(train, experience.place(data, mesh, 2))

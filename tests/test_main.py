@@ -14,9 +14,10 @@ import jax
 import optax
 import pytest
 
-from grpo_jax import checkpoint, main, state
+from grpo_jax import checkpoint, main
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.sampling import decode
+from grpo_jax.train import state as state_lib
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 
@@ -112,7 +113,7 @@ def base(tmp_path_factory):
   with jax.set_mesh(mesh):
     params = helpers.make_params(cfg, mesh)
     checkpointer = checkpoint.Checkpointer(workdir)
-    checkpointer.save(3, state.init_state(params, optax.sgd(0.1)))
+    checkpointer.save(3, state_lib.init_state(params, optax.sgd(0.1)))
     checkpointer.close()
   return workdir
 

@@ -15,8 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from grpo_jax import checkpoint, run_log
+from grpo_jax import checkpoint
 from grpo_jax.models import hf, lora
+from grpo_jax.runs import log as run_log
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 TINY = (

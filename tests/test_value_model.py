@@ -6,19 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import (
-  checkpoint,
-  experience,
-  optimizer,
-  reward_models,
-  step,
-  value_model,
-)
-from grpo_jax import state as state_lib
+from grpo_jax import checkpoint, experience, reward_models, value_model
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import params as params_lib
 from grpo_jax.models import scoring
 from grpo_jax.rewards import combine, learned
+from grpo_jax.train import optimizer, update
+from grpo_jax.train import state as state_lib
 from grpo_jax.types import Rollout
 
 CFG = helpers.tiny(num_layers=1, tied_head=False)
@@ -104,7 +98,7 @@ def test_several_microbatches_are_one_gradient(clip):
     return value_model.loss_fn(params, batch, cfg=CFG, clip=clip)
 
   one, two, four = (
-    jax.jit(step.gradients, static_argnums=(0, 3))(loss, params, batch, n)
+    jax.jit(update.gradients, static_argnums=(0, 3))(loss, params, batch, n)
     for n in (1, 2, 4)
   )
   helpers.assert_trees_close(two, one, rtol=1e-4)

@@ -12,7 +12,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from grpo_jax import checkpoint, configs, errors, progress, report, run_log
+from grpo_jax import checkpoint, configs, errors
+from grpo_jax.runs import log as run_log
+from grpo_jax.runs import progress, report
 from grpo_jax.stages import (
   distill,
   evaluate,

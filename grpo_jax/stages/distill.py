@@ -19,16 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from grpo_jax import (
-  checkpoint,
-  configs,
-  errors,
-  experience,
-  optimizer,
-  progress,
-  sharding,
-  training,
-)
+from grpo_jax import checkpoint, configs, errors, experience, sharding
 from grpo_jax.data import conversations, datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.losses import distill, policy
@@ -36,9 +27,11 @@ from grpo_jax.models import heads, moe, scoring, transformer
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
+from grpo_jax.runs import progress
 from grpo_jax.sampling import decode
 from grpo_jax.stages import rl
-from grpo_jax.step import make_update
+from grpo_jax.train import loop, optimizer
+from grpo_jax.train.update import make_update
 from grpo_jax.types import TextBatch
 
 # What a random number is for; the step comes after it.
@@ -85,7 +78,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     return texts(step % texts.num_steps)
 
   checkpoint.claim(workdir, config.to_dict())
-  if training.is_finished(workdir, total_steps):
+  if loop.is_finished(workdir, total_steps):
     progress.say(f"{workdir} already holds all {total_steps} steps.")
     return True
   tok.save(workdir / "tokenizer")
@@ -104,7 +97,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     num_microbatches=pieces,
     router_bias_rate=config.router_bias_rate,
   )
-  return training.train(
+  return loop.train(
     workdir,
     mesh,
     specs=params_lib.param_specs(cfg),
@@ -112,9 +105,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     tx=tx,
     learning_rate=learning_rate,
     update=update,
-    batches=training.ByStep(batch),
+    batches=loop.ByStep(batch),
     rows=rows,
-    num_tokens=training.text_tokens,
+    num_tokens=loop.text_tokens,
     total_steps=total_steps,
     log_every=config.log_every,
     checkpoint_every=config.checkpoint.every,

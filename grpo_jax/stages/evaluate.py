@@ -20,16 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from grpo_jax import (
-  checkpoint,
-  configs,
-  errors,
-  generation,
-  probes,
-  progress,
-  run_log,
-  sharding,
-)
+from grpo_jax import checkpoint, configs, errors, probes, sharding
 from grpo_jax import results as results_lib
 from grpo_jax.data import datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
@@ -37,7 +28,9 @@ from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.results import Answers
 from grpo_jax.rewards import answer, combine
-from grpo_jax.sampling import decode
+from grpo_jax.runs import log as run_log
+from grpo_jax.runs import progress
+from grpo_jax.sampling import decode, generate
 from grpo_jax.types import Problem
 
 REWARDS = {"accuracy": 1.0, "format": 1.0}
@@ -163,7 +156,7 @@ def ask(
     mesh: in force.
   """
   rows, texts, lengths, truncated = [], [], [], []
-  for batch in generation.generate(
+  for batch in generate.generate(
     policy.params,
     policy.cfg,
     policy.tok,

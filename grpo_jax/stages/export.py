@@ -5,10 +5,11 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import checkpoint, configs, errors, progress, sharding
+from grpo_jax import checkpoint, configs, errors, sharding
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import config as config_lib
 from grpo_jax.models import hf, lora
+from grpo_jax.runs import progress
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:

@@ -29,21 +29,14 @@ import numpy as np
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from grpo_jax import (
-  annotation,
-  checkpoint,
-  configs,
-  errors,
-  generation,
-  progress,
-  run_log,
-  sharding,
-)
+from grpo_jax import annotation, checkpoint, configs, errors, sharding
 from grpo_jax.data import datasets, prompts, records
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.rewards import combine
-from grpo_jax.sampling import decode
-from grpo_jax.stopping import StopRequest
+from grpo_jax.runs import log as run_log
+from grpo_jax.runs import progress
+from grpo_jax.runs.signals import StopRequest
+from grpo_jax.sampling import decode, generate
 from grpo_jax.types import Problem
 
 # What a random number is for; batches and rows are folded in after it.
@@ -151,7 +144,7 @@ def draw(
 ) -> Iterator[annotation.Drawn]:
   """Yields completions of the problems, batch by batch, and their rewards."""
   size = policy.prompts_per_batch
-  batches = generation.generate(
+  batches = generate.generate(
     policy.params,
     policy.cfg,
     policy.tok,

@@ -11,15 +11,7 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import (
-  checkpoint,
-  configs,
-  errors,
-  optimizer,
-  progress,
-  sharding,
-  training,
-)
+from grpo_jax import checkpoint, configs, errors, sharding
 from grpo_jax.data import datasets
 from grpo_jax.data.text import TextSource
 from grpo_jax.data.tokenizers import tokenizer
@@ -28,7 +20,9 @@ from grpo_jax.models import moe, scoring
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
-from grpo_jax.step import make_update
+from grpo_jax.runs import progress
+from grpo_jax.train import loop, optimizer
+from grpo_jax.train.update import make_update
 from grpo_jax.types import TextBatch
 
 _TOKENIZER_DOCUMENTS = 20_000
@@ -51,7 +45,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   data_dir = pathlib.Path(config.data_dir).expanduser()
   documents = datasets.load(**config.data, data_dir=data_dir)
   checkpoint.claim(workdir, config.to_dict())
-  if training.is_finished(workdir, config.total_steps):
+  if loop.is_finished(workdir, config.total_steps):
     progress.say(f"{workdir} already holds all {config.total_steps} steps.")
     return True
 
@@ -81,7 +75,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     router_bias_rate=config.router_bias_rate,
   )
   key = jax.random.key(config.seed)
-  return training.train(
+  return loop.train(
     workdir,
     mesh,
     specs=specs,
@@ -91,7 +85,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     update=update,
     batches=batches,
     rows=rows,
-    num_tokens=training.text_tokens,
+    num_tokens=loop.text_tokens,
     total_steps=config.total_steps,
     log_every=config.log_every,
     checkpoint_every=config.checkpoint.every,

@@ -26,20 +26,13 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from grpo_jax import (
-  asking,
-  checkpoint,
-  configs,
-  errors,
-  generation,
-  progress,
-  run_log,
-  sharding,
-)
+from grpo_jax import asking, checkpoint, configs, errors, sharding
 from grpo_jax.data import datasets, records, rewriting, selection
 from grpo_jax.data.tokenizers import tokenizer
-from grpo_jax.sampling import decode
-from grpo_jax.stopping import StopRequest
+from grpo_jax.runs import log as run_log
+from grpo_jax.runs import progress
+from grpo_jax.runs.signals import StopRequest
+from grpo_jax.sampling import decode, generate
 
 DATASET, COMPLETIONS, _SOURCES = "dataset", "completions.jsonl", "sources.json"
 _COLUMNS = (
@@ -164,7 +157,7 @@ def sample(
         cfg, params, _ = checkpoint.load_policy(
           way.source, mesh, frozen=True, **config.model
         )
-        for batch in generation.generate(
+        for batch in generate.generate(
           params,
           cfg,
           asked.tokenizer,

@@ -31,11 +31,8 @@ from grpo_jax import (
   checkpoint,
   configs,
   errors,
-  optimizer,
-  progress,
   reward_models,
   sharding,
-  training,
 )
 from grpo_jax.data import preference_batches, preferences, prompts
 from grpo_jax.data.tokenizers import tokenizer
@@ -44,8 +41,10 @@ from grpo_jax.models import scoring
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards import learned
+from grpo_jax.runs import progress
 from grpo_jax.stages import held_out, rl_setup
-from grpo_jax.step import make_update
+from grpo_jax.train import loop, optimizer
+from grpo_jax.train.update import make_update
 from grpo_jax.types import LabelledBatch, PairBatch
 
 Loss = tuple[Float[Array, ""], dict[str, Array]]
@@ -138,11 +137,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
       config.evaluate.rows_per_batch,
     )
 
-  def evaluate(params: Params) -> training.Evaluations:
+  def evaluate(params: Params) -> loop.Evaluations:
     results, _ = held_out.evaluate(model_of(params), known["test"])
     return {"held_out": results}
 
-  trained = training.train(
+  trained = loop.train(
     workdir,
     mesh,
     specs=learned.param_specs(cfg),
@@ -154,9 +153,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
       tx,
       num_microbatches=config.batch.num_microbatches,
     ),
-    batches=training.ByStep(batches),
+    batches=loop.ByStep(batches),
     rows=rows,
-    num_tokens=training.text_tokens,
+    num_tokens=loop.text_tokens,
     total_steps=total_steps,
     log_every=config.log_every,
     checkpoint_every=config.checkpoint.every,

@@ -15,26 +15,19 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from grpo_jax import (
-  dynamic_sampling,
-  experience,
-  generation,
-  metrics,
-  progress,
-  report,
-  run_log,
-  sharding,
-)
+from grpo_jax import dynamic_sampling, experience, metrics, sharding
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.losses import policy
 from grpo_jax.models import scoring
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards import combine
-from grpo_jax.sampling import decode
+from grpo_jax.runs import log as run_log
+from grpo_jax.runs import progress, report
+from grpo_jax.runs.signals import StopRequest
+from grpo_jax.sampling import decode, generate
 from grpo_jax.stages import evaluate, rl_setup
-from grpo_jax.step import make_update
-from grpo_jax.stopping import StopRequest
+from grpo_jax.train.update import make_update
 from grpo_jax.types import Experience, PromptBatch, Rollout
 
 
@@ -96,7 +89,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
       rollout = draw(current, cfg, asked.batch, key, sampling, tok, mesh)
     with timer.phase("reward"):
       mask = rollout.completion_mask
-      texts = generation.decoded(tok, rollout.tokens, mask)
+      texts = generate.decoded(tok, rollout.tokens, mask)
       pending = combine.begin(
         config.rewards,
         rows,

@@ -15,12 +15,9 @@ from grpo_jax import (
   dynamic_sampling,
   errors,
   experience,
-  optimizer,
-  progress,
   sharding,
   value_model,
 )
-from grpo_jax import state as state_lib
 from grpo_jax.data import curriculum as curriculum_lib
 from grpo_jax.data import datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
@@ -31,8 +28,11 @@ from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards import combine
+from grpo_jax.runs import progress
 from grpo_jax.sampling import decode
 from grpo_jax.stages import evaluate, pretrain
+from grpo_jax.train import optimizer
+from grpo_jax.train import state as state_lib
 
 # What a random number is for; steps, rows and positions are folded in after it.
 SAMPLE, EVALUATE, ADAPTERS = 0, 1, 2

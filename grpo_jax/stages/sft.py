@@ -11,23 +11,16 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import (
-  checkpoint,
-  configs,
-  errors,
-  optimizer,
-  progress,
-  report,
-  sharding,
-  training,
-)
+from grpo_jax import checkpoint, configs, errors, sharding
 from grpo_jax.data import conversations, datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import lora, moe
 from grpo_jax.models.params import Params
+from grpo_jax.runs import progress, report
 from grpo_jax.sampling import decode
 from grpo_jax.stages import evaluate, pretrain
-from grpo_jax.step import make_update
+from grpo_jax.train import loop, optimizer
+from grpo_jax.train.update import make_update
 
 # What a random number is for.
 _ADAPTERS, _EVALUATE = 0, 1
@@ -69,7 +62,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   cfg = checkpoint.read_model(config.source, **config.model)
   moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)
   jax.set_mesh(mesh)
-  if training.is_finished(workdir, total_steps):
+  if loop.is_finished(workdir, total_steps):
     checkpoint.claim(workdir, config.to_dict())
     progress.say(f"{workdir} already holds all {total_steps} steps.")
     return True
@@ -98,7 +91,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     key = jax.random.fold_in(root_key, _ADAPTERS)
     return trainable.start(key, base, mesh)
 
-  def held_out(part: Params) -> training.Evaluations:
+  def held_out(part: Params) -> loop.Evaluations:
     results, _, _ = evaluate.evaluate(
       trainable.policy(part),
       cfg,
@@ -111,7 +104,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     return {config.evaluate.data.name: results}
 
   progress.say(_summary(batches, config))
-  trained = training.train(
+  trained = loop.train(
     workdir,
     mesh,
     specs=trainable.specs,
@@ -124,9 +117,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
       num_microbatches=config.batch.num_microbatches,
       router_bias_rate=config.router_bias_rate,
     ),
-    batches=training.ByStep(batches),
+    batches=loop.ByStep(batches),
     rows=rows,
-    num_tokens=training.text_tokens,
+    num_tokens=loop.text_tokens,
     total_steps=total_steps,
     log_every=config.log_every,
     checkpoint_every=config.checkpoint.every,

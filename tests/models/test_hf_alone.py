@@ -14,7 +14,7 @@ _PROGRAM = """
 import sys
 import jax
 import jax.numpy as jnp
-from grpo_jax.data import tokenizer
+from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import hf, scoring, transformer
 from grpo_jax.sampling import decode
 from grpo_jax.types import PromptBatch

@@ -21,12 +21,13 @@ import transformers
 from flax import traverse_util
 from safetensors import numpy as safetensors_numpy
 
-from grpo_jax import checkpoint, experience, sharding, step
-from grpo_jax import state as state_lib
+from grpo_jax import checkpoint, experience, sharding
 from grpo_jax.losses import weighting
 from grpo_jax.models import heads, hf, lora, scoring, transformer
 from grpo_jax.models import params as params_lib
 from grpo_jax.sampling import decode
+from grpo_jax.train import state as state_lib
+from grpo_jax.train import update as update_lib
 from grpo_jax.types import Rollout
 
 FAMILIES = ("qwen2", "deepseek_v3")
@@ -82,7 +83,7 @@ def loss_fn(cfg, params, batch):
 def adapted_gradients(cfg, base, adapters, batch):
   trainable = lora.Trainable({}, (base,), SETTINGS.scale)
   loss = trainable.loss(functools.partial(loss_fn, cfg))
-  return jax.jit(lambda a, b, base: step.gradients(loss, a, b, 1, base))(
+  return jax.jit(lambda a, b, base: update_lib.gradients(loss, a, b, 1, base))(
     adapters, batch, base
   )
 
@@ -209,7 +210,9 @@ def test_an_update_moves_adapters_and_leaves_the_base_alone():
   state = state_lib.init_state(start, tx)
   moments = sum(x.size for x in jax.tree.leaves(state.opt_state))
   assert moments <= 2 * params_lib.count(trainable.specs) + 1
-  update = step.make_update(trainable.loss(functools.partial(loss_fn, cfg)), tx)
+  update = update_lib.make_update(
+    trainable.loss(functools.partial(loss_fn, cfg)), tx
+  )
   losses = []
   for _ in range(3):
     state, metrics = update(state, make_batch(), *trainable.frozen)

@@ -14,9 +14,9 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from grpo_jax import state as state_lib
 from grpo_jax.models import layers, moe
-from grpo_jax.step import make_update
+from grpo_jax.train import state as state_lib
+from grpo_jax.train.update import make_update
 
 SOFTMAX = helpers.FAMILIES["qwen3_moe"]
 SIGMOID = helpers.FAMILIES["deepseek_v3"]

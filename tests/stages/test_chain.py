@@ -13,7 +13,9 @@ import time
 
 import pytest
 
-from grpo_jax import configs, report, run_log
+from grpo_jax import configs
+from grpo_jax.runs import log as run_log
+from grpo_jax.runs import report
 from grpo_jax.stages import chain
 
 REPOSITORY = pathlib.Path(__file__).parents[2]

@@ -17,20 +17,15 @@ import numpy as np
 import pytest
 import test_resume
 
-from grpo_jax import (
-  checkpoint,
-  configs,
-  experience,
-  optimizer,
-  run_log,
-  sharding,
-  state,
-)
+from grpo_jax import checkpoint, configs, experience, sharding
 from grpo_jax.data import records
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import scoring, transformer
+from grpo_jax.runs import log as run_log
 from grpo_jax.stages import chain, distill, sft
-from grpo_jax.step import gradients
+from grpo_jax.train import optimizer
+from grpo_jax.train import state as state_lib
+from grpo_jax.train.update import gradients
 from grpo_jax.types import Rollout, TextBatch
 
 # A policy of another family than its teacher, over a vocabulary padded less.
@@ -236,7 +231,7 @@ def make_run(workdir, cfg, tok, seed=0):
     params = helpers.make_params(cfg, mesh, seed)
     tx, _ = optimizer.make_optimizer(1, learning_rate=0.1)
     checkpointer = checkpoint.Checkpointer(workdir)
-    checkpointer.save(1, state.init_state(params, tx))
+    checkpointer.save(1, state_lib.init_state(params, tx))
     checkpointer.close()
   return str(workdir)
 

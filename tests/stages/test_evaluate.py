@@ -8,12 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from grpo_jax import checkpoint, configs, results, state, types
+from grpo_jax import checkpoint, configs, results, types
 from grpo_jax.data import datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.rewards import answer
 from grpo_jax.sampling import decode
 from grpo_jax.stages import evaluate
+from grpo_jax.train import state as state_lib
 
 TOK = tokenizer.ByteTokenizer()
 CFG = helpers.tiny(num_layers=1, vocab_size=264)
@@ -163,7 +164,7 @@ def sources(tmp_path_factory):
     with jax.set_mesh(mesh):
       params = helpers.make_params(CFG, mesh, seed)
       checkpointer = checkpoint.Checkpointer(workdir)
-      checkpointer.save(3, state.init_state(params, optax.sgd(0.1)))
+      checkpointer.save(3, state_lib.init_state(params, optax.sgd(0.1)))
       checkpointer.close()
   return [str(folder / str(seed)) for seed in (0, 1)]
 

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import configs, sharding, step, types
+from grpo_jax import configs, sharding, types
 from grpo_jax.data import text
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import scoring
 from grpo_jax.stages import pretrain
+from grpo_jax.train import update
 
 DOCUMENTS = ["35,22,13,19=35? 22+13", "1+2=3", "ok", "no wait, 4+5=9"]
 
@@ -59,7 +60,7 @@ def test_eight_devices_and_microbatches_give_the_loss_of_one():
       placed = sharding.place(mesh, batch, rows)
       for pieces in (1, 2):
         found[name, pieces] = jax.device_get(
-          jax.jit(step.gradients, static_argnums=(0, 3))(
+          jax.jit(update.gradients, static_argnums=(0, 3))(
             loss_fn, params, placed, pieces
           )
         )

@@ -15,10 +15,12 @@ import optax
 import pytest
 import tensorflow_datasets as tfds
 
-from grpo_jax import asking, checkpoint, configs, run_log, state
+from grpo_jax import asking, checkpoint, configs
 from grpo_jax.data import datasets, prompts, records
 from grpo_jax.data.tokenizers import tokenizer
+from grpo_jax.runs import log as run_log
 from grpo_jax.stages import rejection
+from grpo_jax.train import state as state_lib
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 # 4 problems of each way in batches of 2; a tokenizer so small that an untrained
@@ -83,7 +85,7 @@ def folder(tmp_path_factory):
   with jax.set_mesh(mesh):
     params = helpers.make_params(cfg, mesh)
     checkpointer = checkpoint.Checkpointer(folder / "source")
-    checkpointer.save(7, state.init_state(params, optax.sgd(0.1)))
+    checkpointer.save(7, state_lib.init_state(params, optax.sgd(0.1)))
     checkpointer.close()
   return folder
 
@@ -103,7 +105,8 @@ def compiled_once(tmp_path_factory):
 STOPPED = """
 import os, signal, sys
 from absl import app
-from grpo_jax import configs, main, run_log
+from grpo_jax import configs, main
+from grpo_jax.runs import log as run_log
 
 number, batch = signal.Signals(int(sys.argv.pop(1))), int(sys.argv.pop(1))
 append = run_log.JsonLines.append

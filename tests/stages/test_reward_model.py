@@ -11,19 +11,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from grpo_jax import (
-  checkpoint,
-  configs,
-  reward_models,
-  run_log,
-  sharding,
-  step,
-)
+from grpo_jax import checkpoint, configs, reward_models, sharding
 from grpo_jax.data import preference_batches, preferences
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import scoring
 from grpo_jax.rewards import combine, learned
+from grpo_jax.runs import log as run_log
 from grpo_jax.stages import held_out, reward_model
+from grpo_jax.train import update
 
 TOKENIZER = tokenizer.ByteTokenizer()
 CFG = helpers.tiny(num_layers=1, d_model=32, head_dim=8, vocab_size=264)
@@ -181,7 +176,7 @@ def test_labels_of_steps_give_the_probability_of_each_step(source, tmp_path):
 
   def trace(i):
     steps = rng.choice(["b yes", "d yes", "b no", "d no"], 3).tolist()
-    labels = [float("yes" in step) for step in steps]
+    labels = [float("yes" in update) for update in steps]
     return dict(
       question=f"Steps of {i}?", completion="; ".join(steps), labels=labels
     )
@@ -260,7 +255,7 @@ class TestLosses:
         placed = sharding.place(mesh, batch, axes)
         for pieces in (1, 2) if sizes else (1,):
           found[len(sizes), pieces] = jax.device_get(
-            jax.jit(step.gradients, static_argnums=(0, 3))(
+            jax.jit(update.gradients, static_argnums=(0, 3))(
               loss, params, placed, pieces
             )
           )
@@ -309,9 +304,9 @@ def test_a_stopped_run_goes_on_to_the_same_model(
   batch_of = preference_batches.Batches.__call__
 
   def stop(batches, step):
-    if step == 5:
+    if update == 5:
       signal.raise_signal(signal.SIGTERM)
-    return batch_of(batches, step)
+    return batch_of(batches, update)
 
   with monkeypatch.context() as patch:
     patch.setattr(preference_batches.Batches, "__call__", stop)

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import configs, experience, reward_models, step
+from grpo_jax import configs, experience, reward_models
 from grpo_jax.losses import policy
 from grpo_jax.models import scoring
 from grpo_jax.rewards import combine, learned
 from grpo_jax.sampling import decode
 from grpo_jax.stages import rl, rl_setup
+from grpo_jax.train import update
 
 CFG = helpers.tiny(num_layers=1)
 TEMPERATURE = 0.7
@@ -110,7 +111,7 @@ def test_in_the_first_update_every_single_ratio_is_one(params, batch):
     return loss, metrics | {"off": jnp.max(jnp.abs(jnp.expm1(log_ratio)))}
 
   _, metrics, _ = jax.jit(
-    lambda params, batch: step.gradients(watched, params, batch, 1)
+    lambda params, batch: update.gradients(watched, params, batch, 1)
   )(params, batch)
   # Weights sum to 1 to rounding, and the mean ratio to what they sum to.
   assert abs(float(metrics["ratio/mean"] - metrics["weight"])) < 1e-6
@@ -257,7 +258,7 @@ def test_a_schedule_changes_how_completions_are_drawn():
     {"schedule": {5: dict(max_new_tokens=99), 9: dict(temperature=0.7)}},
   )
   rl_setup.check(c)
-  drawn = [rl_setup.sampling_at(c, step) for step in (0, 4, 5, 8, 9, 30)]
+  drawn = [rl_setup.sampling_at(c, update) for update in (0, 4, 5, 8, 9, 30)]
   assert [s.max_new_tokens for s in drawn] == [88, 88, 99, 99, 99, 99]
   assert [s.temperature for s in drawn] == [1, 1, 1, 1, 0.7, 0.7]
   assert {s.group_size for s in drawn} == {8}

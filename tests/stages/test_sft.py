@@ -9,16 +9,12 @@ import sys
 import helpers
 import pytest
 
-from grpo_jax import (
-  checkpoint,
-  configs,
-  optimizer,
-  run_log,
-  state,
-  training,
-)
+from grpo_jax import checkpoint, configs
 from grpo_jax.data.tokenizers import tokenizer
+from grpo_jax.runs import log as run_log
 from grpo_jax.stages import sft
+from grpo_jax.train import loop, optimizer
+from grpo_jax.train import state as state_lib
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
@@ -56,7 +52,7 @@ def base(tmp_path_factory):
   checkpoint.save_model(workdir, cfg)
   checkpointer = checkpoint.Checkpointer(workdir)
   tx, _ = optimizer.make_optimizer(1, learning_rate=0.1)
-  checkpointer.save(1, state.init_state(helpers.make_params(cfg), tx))
+  checkpointer.save(1, state_lib.init_state(helpers.make_params(cfg), tx))
   checkpointer.close()
   return workdir
 
@@ -113,7 +109,7 @@ def test_it_learns_evaluates_and_says_what_it_left_out(
   assert rates[0] > 9 * rates[-1] and rates == sorted(rates, reverse=True)
   steps = [r["step"] for r in run_log.read(workdir / "evaluations.jsonl")]
   assert steps == [0, len(history)]
-  assert training.is_finished(workdir, len(history))
+  assert loop.is_finished(workdir, len(history))
   assert (workdir / "lora.json").exists() == bool(rank)
   assert (workdir / "report.png").stat().st_size > 10_000
 

@@ -249,7 +249,7 @@ def test_programs_die_with_the_process_that_runs_them(namespaces, tmp_path):
   """The caller is killed, as by a job scheduler: nothing stays behind."""
   script = """
 import sys
-from grpo_jax.rewards import sandbox
+from grpo_jax.rewards.isolation import sandbox
 box = sandbox.Sandbox({"p.py": sys.argv[1]}, ["p.py"], isolation="namespaces",
                       limits=sandbox.Limits(wall_seconds=60.0))
 print("started", flush=True)
@@ -291,7 +291,7 @@ def test_an_unknown_isolation_is_refused():
 _AS_ORDINARY_USER = """
 import concurrent.futures, os, time
 import hostile_programs as hostile
-from grpo_jax.rewards import sandbox
+from grpo_jax.rewards.isolation import sandbox
 assert os.geteuid() == 65534
 for isolation in sandbox.ISOLATIONS:
   try: sandbox.check(isolation)

@@ -186,7 +186,7 @@ def test_closing_ends_all_processes_and_the_next_call_starts_new_ones():
 
 _PARENT = """
 import sys, threading
-from grpo_jax.rewards import workers
+from grpo_jax.rewards.isolation import workers
 pool = workers.Pool(1)
 for name in ("os:getppid", "os:getpid"):
   print(pool.map(name, [()], deadline=9.0)[0].value, flush=True)

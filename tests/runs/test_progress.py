@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import progress, types
+from grpo_jax import types
 from grpo_jax.rewards import combine
+from grpo_jax.runs import progress
 
 PROBLEM = types.Problem("How many?", "three\n#### 3", "gsm8k", "How many?")
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import optimizer
+from grpo_jax.train import optimizer
 
 
 def rates(total, **changes):

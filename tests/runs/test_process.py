@@ -8,13 +8,13 @@ import pytest
 SIZE = 64 << 20
 FREE = f"""
 import ctypes, pathlib, resource, sys
-from grpo_jax import allocator
+from grpo_jax.runs import process
 
 def resident():
   pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
   return pages * resource.getpagesize()
 
-if sys.argv[1] == "keep" and not allocator.keep_freed_memory():
+if sys.argv[1] == "keep" and not process.keep_freed_memory():
   sys.exit("no glibc")
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from grpo_jax import sharding
 from grpo_jax.models import moe
 from grpo_jax.models.params import Params
-from grpo_jax.state import TrainState
+from grpo_jax.train.state import TrainState
 
 Metrics = Mapping[str, Any]
 LossFn = Callable[..., tuple[Float[Array, ""], Metrics]]

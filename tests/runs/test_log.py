@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from grpo_jax import metrics, run_log, types
+from grpo_jax import metrics, types
 from grpo_jax.rewards import combine
+from grpo_jax.runs import log as run_log
 
 PROBLEM = types.Problem("How many?", "three\n#### 3", "gsm8k", "How many?")
 

@@ -4,7 +4,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from grpo_jax import report, run_log
+from grpo_jax.runs import log as run_log
+from grpo_jax.runs import report
 
 
 def make_run(workdir, names, evaluations=("test",), steps=30):

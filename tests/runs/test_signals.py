@@ -5,12 +5,12 @@ import signal
 
 import pytest
 
-from grpo_jax import stopping
+from grpo_jax.runs import signals
 
 
-@pytest.mark.parametrize("number", stopping.StopRequest.SIGNALS)
+@pytest.mark.parametrize("number", signals.StopRequest.SIGNALS)
 def test_a_signal_asks_and_the_block_goes_on(number, capsys):
-  with stopping.StopRequest() as stop:
+  with signals.StopRequest() as stop:
     assert not stop
     os.kill(os.getpid(), number)
     assert stop
@@ -26,14 +26,14 @@ def interruptible():
 
 
 def test_a_second_signal_is_not_caught(interruptible):
-  with pytest.raises(KeyboardInterrupt), stopping.StopRequest():
+  with pytest.raises(KeyboardInterrupt), signals.StopRequest():
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_after_the_block_signals_mean_what_they_did():
-  before = [signal.getsignal(s) for s in stopping.StopRequest.SIGNALS]
-  with stopping.StopRequest():
+  before = [signal.getsignal(s) for s in signals.StopRequest.SIGNALS]
+  with signals.StopRequest():
     assert signal.getsignal(signal.SIGTERM) != before[1]
-  after = [signal.getsignal(s) for s in stopping.StopRequest.SIGNALS]
+  after = [signal.getsignal(s) for s in signals.StopRequest.SIGNALS]
   assert after == before

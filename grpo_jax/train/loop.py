@@ -13,18 +13,14 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jax.sharding import Mesh
 
-from grpo_jax import (
-  checkpoint,
-  metrics,
-  progress,
-  run_log,
-  sharding,
-)
-from grpo_jax import state as state_lib
+from grpo_jax import checkpoint, metrics, sharding
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.params import Params, Specs
-from grpo_jax.state import TrainState
-from grpo_jax.stopping import StopRequest
+from grpo_jax.runs import log as run_log
+from grpo_jax.runs import progress
+from grpo_jax.runs.signals import StopRequest
+from grpo_jax.train import state as state_lib
+from grpo_jax.train.state import TrainState
 
 # By the name of each evaluation, its results.
 Evaluations = Mapping[str, Mapping[str, Any]]

@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from grpo_jax import state as state_lib
-from grpo_jax import step
+from grpo_jax.train import state as state_lib
+from grpo_jax.train import update as update_lib
 
 
 def loss_fn(params, batch):
@@ -36,17 +36,17 @@ def test_microbatches_give_one_gradient_and_one_set_of_metrics(count):
   (loss, metrics), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
     params, batch
   )
-  got = step.gradients(loss_fn, params, batch, count)
+  got = update_lib.gradients(loss_fn, params, batch, count)
   helpers.assert_trees_close(got, (loss, metrics, gradient), rtol=1e-5)
   assert int(got[1]["rows"]) == 7
 
 
 def test_cut_gives_row_b_to_piece_b_mod_count_and_join_undoes_it():
   tree = {"a": jnp.arange(24).reshape(8, 3), "b": jnp.arange(8)}
-  pieces = step.cut(tree, 4)
+  pieces = update_lib.cut(tree, 4)
   np.testing.assert_array_equal(pieces["b"], np.arange(8).reshape(2, 4).T)
   assert pieces["a"].shape == (4, 2, 3)
-  helpers.assert_trees_close(step.join(pieces), tree, rtol=0)
+  helpers.assert_trees_close(update_lib.join(pieces), tree, rtol=0)
 
 
 def test_cut_leaves_rows_on_their_devices():
@@ -54,9 +54,9 @@ def test_cut_leaves_rows_on_their_devices():
   with jax.set_mesh(mesh):
     spec = jax.sharding.PartitionSpec(("data", "fsdp"))
     rows = jax.device_put(np.arange(8), spec)
-    pieces = jax.jit(lambda x: step.cut(x, 2))(rows)
+    pieces = jax.jit(lambda x: update_lib.cut(x, 2))(rows)
     assert tuple(pieces.sharding.spec) == (None, ("data", "fsdp"))
-    whole = jax.jit(step.join)(pieces)
+    whole = jax.jit(update_lib.join)(pieces)
     assert tuple(whole.sharding.spec) == (("data", "fsdp"),)
     for before, after in zip(
       rows.addressable_shards, whole.addressable_shards, strict=True
@@ -68,7 +68,7 @@ def test_an_update_is_the_optimizers_on_the_gradient():
   params, batch = example()
   tx = optax.sgd(0.1, momentum=0.9)
   state = state_lib.init_state(jax.tree.map(jnp.copy, params), tx)
-  update = step.make_update(loss_fn, tx, num_microbatches=2)
+  update = update_lib.make_update(loss_fn, tx, num_microbatches=2)
   want, opt_state = params, tx.init(params)
   for i in range(3):
     loss, gradient = jax.value_and_grad(lambda p: loss_fn(p, batch)[0])(want)
@@ -86,7 +86,7 @@ def test_an_update_is_the_optimizers_on_the_gradient():
 def test_an_update_gives_its_memory_to_the_next():
   params, batch = example()
   state = state_lib.init_state(params, optax.sgd(0.1))
-  step.make_update(loss_fn, optax.sgd(0.1))(state, batch)
+  update_lib.make_update(loss_fn, optax.sgd(0.1))(state, batch)
   assert state.params["w"].is_deleted()
 
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from grpo_jax import run_log
+from grpo_jax.runs import log as run_log
 
 _TRAINING, _INK, _GRID = "#3b6fb6", "#333333", "#e6e6e6"
 _HELD_OUT = ("#d9642c", "#3f8f5b", "#8a5aa8", "#b08a1e")

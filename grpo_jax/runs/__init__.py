@@ -1,0 +1,1 @@
+"""A run's directory and its process: files, log, progress, report, signals."""

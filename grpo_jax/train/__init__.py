@@ -1,0 +1,1 @@
+"""Updates: state, gradient, optimizer, checkpoints, and the one loop."""
