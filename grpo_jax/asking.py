@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grpo_jax import checkpoint
 from grpo_jax.data import datasets, decontamination, prompts, worked_examples
 from grpo_jax.data.tokenizers import tokenizer
+from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode, generate
 from grpo_jax.types import Problem
 
@@ -119,7 +119,7 @@ def ask(
   Raises:
     ValueError: a template, worked examples or a prompt's length do not fit.
   """
-  tok = tokenizer.load(checkpoint.tokenizer_directory(way.source))
+  tok = tokenizer.load(source_lib.tokenizer_directory(way.source))
   template = prompts.read_template(way.template, chat_too=True)
   message = prompts.read_template(way.message)
   shots = ()

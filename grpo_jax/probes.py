@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from grpo_jax import checkpoint, errors, results, sharding
+from grpo_jax import errors, results, sharding
 from grpo_jax.data import datasets as datasets_lib
 from grpo_jax.data import text
 from grpo_jax.data.tokenizers import tokenizer
@@ -30,6 +30,7 @@ from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.results import Answers, Measured
 from grpo_jax.rewards import language
+from grpo_jax.runs import source as source_lib
 from grpo_jax.types import TextBatch
 
 
@@ -96,8 +97,8 @@ def forgetting(
     )
   sharding.split_rows(setting.mesh, num_rows)
   if base:
-    checkpoint.require_source(base, "probes.forgetting.base")
-    other = tokenizer.load(checkpoint.tokenizer_directory(base))
+    source_lib.require_source(base, "probes.forgetting.base")
+    other = tokenizer.load(source_lib.tokenizer_directory(base))
     if any(setting.tok.encode(d) != other.encode(d) for d in documents):
       raise errors.ConfigError(
         f"The model in {base!r} has another tokenizer than config.source; nats"

@@ -20,13 +20,15 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from grpo_jax import checkpoint, errors, types
+from grpo_jax import errors, types
 from grpo_jax.data import prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards import judge_local, learned, terms
 from grpo_jax.rewards.judges import judge as judge_lib
+from grpo_jax.runs import directory
+from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
 
 _FILE = "reward_model.json"
@@ -144,7 +146,7 @@ def judge(
   if not problems:
     return _nothing(source)
   mesh = _mesh()
-  cfg, params, _, tok = _loaded(checkpoint.load_policy, source, mesh, dtype)
+  cfg, params, _, tok = _loaded(source_lib.load_policy, source, mesh, dtype)
   model = judge_local.Judge(
     params=params,
     cfg=cfg,
@@ -186,10 +188,10 @@ def save(
     mean: the score that becomes 0 where the model is loaded.
     std: the difference of scores that becomes 1; above 0.
   """
-  checkpoint.save_model(workdir, cfg)
+  directory.save_model(workdir, cfg)
   content = dataclasses.asdict(reading) | {"mean": mean, "std": std}
   text = json.dumps(content, indent=2, ensure_ascii=False)
-  checkpoint.write_text(pathlib.Path(workdir) / _FILE, text + "\n")
+  directory.write_text(pathlib.Path(workdir) / _FILE, text + "\n")
 
 
 def is_saved(workdir: str | os.PathLike) -> bool:
@@ -207,13 +209,13 @@ def load(
   Args:
     workdir: of the run.
     mesh: to place the parameters on.
-    **overrides: as for `checkpoint.load_policy`.
+    **overrides: as for `runs.source.load_policy`.
 
   Raises:
     FileNotFoundError: there is none.
   """
   reading, mean, std = _read(workdir)
-  cfg, params, _ = checkpoint.load_policy(
+  cfg, params, _ = source_lib.load_policy(
     workdir, mesh, specs=learned.param_specs, **overrides
   )
   with jax.set_mesh(mesh):
@@ -236,7 +238,7 @@ def _read(workdir: str | os.PathLike) -> tuple[learned.Reading, float, float]:
 
 def _nothing(source: str, kind: str | None = None) -> terms.Result:
   """The scores of no completions, where `source` holds a model of the kind."""
-  if not (pathlib.Path(source) / checkpoint.CHECKPOINTS).is_dir():
+  if not (pathlib.Path(source) / directory.CHECKPOINTS).is_dir():
     command = errors.run_behind(source)
     todo = f"run `{command}` first" if command else "name another directory"
     raise FileNotFoundError(f"No checkpoint of a model in {source}: {todo}.")
@@ -267,5 +269,5 @@ def _loaded(
   load_model: Callable[..., tuple], source: str, mesh: Mesh, dtype: str
 ) -> tuple:
   """What `load_model` returns of a source, and its tokenizer; once for all."""
-  tok = tokenizer.load(checkpoint.tokenizer_directory(source))
+  tok = tokenizer.load(source_lib.tokenizer_directory(source))
   return *load_model(source, mesh, dtype=dtype), tok

@@ -17,17 +17,14 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from grpo_jax import (
-  checkpoint,
-  experience,
-  reward_models,
-)
+from grpo_jax import experience, reward_models
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.losses import value as value_lib
 from grpo_jax.models import heads, scoring
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
+from grpo_jax.runs import source as source_lib
 from grpo_jax.train.state import TrainState
 from grpo_jax.train.update import make_update
 from grpo_jax.types import Experience, PromptBatch
@@ -63,7 +60,7 @@ def start(
     policy: its parameters.
     tok: its tokenizer.
     mesh: to place the parameters on.
-    **overrides: as for `checkpoint.load_policy`.
+    **overrides: as for `runs.source.load_policy`.
 
   Raises:
     FileNotFoundError: there is no reward model in `source`.
@@ -71,7 +68,7 @@ def start(
   """
   if source:
     cfg, params, _ = reward_models.load(source, mesh, **overrides)
-    theirs = tokenizer.load(checkpoint.tokenizer_directory(source))
+    theirs = tokenizer.load(source_lib.tokenizer_directory(source))
     if not _same(tok, theirs):
       raise ValueError(
         f"The reward model in {source} has another tokenizer than the policy;"

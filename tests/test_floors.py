@@ -28,7 +28,6 @@ FLOORS = {
   "grpo_jax.sampling": 3,
   "grpo_jax.annotation": 4,
   "grpo_jax.asking": 4,
-  "grpo_jax.checkpoint": 4,
   "grpo_jax.dynamic_sampling": 4,
   "grpo_jax.experience": 4,
   "grpo_jax.metrics": 4,

@@ -14,9 +14,11 @@ import jax
 import optax
 import pytest
 
-from grpo_jax import checkpoint, main
+from grpo_jax import main
 from grpo_jax.data.tokenizers import tokenizer
+from grpo_jax.runs import directory
 from grpo_jax.sampling import decode
+from grpo_jax.train import checkpoint
 from grpo_jax.train import state as state_lib
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -108,7 +110,7 @@ def base(tmp_path_factory):
   tok = tokenizer.ByteTokenizer()
   tok.save(workdir / "tokenizer")
   cfg = helpers.tiny(num_layers=1, vocab_size=tok.vocab_size + 1)
-  checkpoint.save_model(workdir, cfg)
+  directory.save_model(workdir, cfg)
   mesh = helpers.make_mesh()
   with jax.set_mesh(mesh):
     params = helpers.make_params(cfg, mesh)
@@ -123,7 +125,7 @@ def refusals(tmp_path_factory, base):
   """What became of each of REFUSED: its process and its directory."""
   folder = tmp_path_factory.mktemp("refused")
   other, foreign = folder / "other", folder / "foreign"
-  checkpoint.claim(other, {"stage": "rl", "seed": 8})
+  directory.claim(other, {"stage": "rl", "seed": 8})
   foreign.mkdir()
   (foreign / "thesis.tex").write_text("")
 

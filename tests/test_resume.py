@@ -15,9 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-from grpo_jax import checkpoint
 from grpo_jax.models import hf, lora
 from grpo_jax.runs import log as run_log
+from grpo_jax.runs import source as source_lib
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 TINY = (
@@ -368,7 +368,7 @@ def test_ppo_and_all_that_changes_on_the_way_goes_on_where_it_was_ended(
   assert all(abs(row["ratio/mean"] - 1) < 0.2 for row in history)
   assert {row["value/explained_variance"] for row in history} != {0.0}
   # What is loaded of such a run is the policy.
-  _, params, step = checkpoint.load_policy(workdir, helpers.make_mesh())
+  _, params, step = source_lib.load_policy(workdir, helpers.make_mesh())
   assert step == 14 and "reward" not in params
 
 
@@ -412,7 +412,7 @@ def test_adapters_go_on_where_they_were_ended_and_are_exported(
 
   mesh = helpers.make_mesh()
   of_run, of_whole = (
-    checkpoint.load_adapters(source, mesh) for source in (workdir, whole)
+    source_lib.load_adapters(source, mesh) for source in (workdir, whole)
   )
   leaves = jax.tree.leaves(of_run.adapters), jax.tree.leaves(of_whole.adapters)
   for x, y in zip(*leaves, strict=True):
@@ -424,7 +424,7 @@ def test_adapters_go_on_where_they_were_ended_and_are_exported(
   _, params = hf.load(tmp_path / "model")
   settings, adapters = lora.load(tmp_path / "adapters", of_run.cfg)
   assert settings.targets == ("q_proj", "up_proj")
-  _, frozen, _ = checkpoint.load_policy(base, mesh)
+  _, frozen, _ = source_lib.load_policy(base, mesh)
   merged = lora.merge(frozen, adapters, settings.scale)
   for x, y in zip(
     jax.tree.leaves(params), jax.tree.leaves(merged), strict=True

@@ -12,9 +12,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from grpo_jax import checkpoint, configs, errors
+from grpo_jax import configs, errors
+from grpo_jax.runs import directory, progress, report
 from grpo_jax.runs import log as run_log
-from grpo_jax.runs import progress, report
+from grpo_jax.runs import source as source_lib
 from grpo_jax.stages import (
   distill,
   evaluate,
@@ -46,7 +47,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   """
   check(config)
   require_sources(config)
-  checkpoint.claim(workdir, config.to_dict())
+  directory.claim(workdir, config.to_dict())
   seconds = {row["name"]: row["seconds"] for row in _done(workdir)}
   for number, name in enumerate(config.order, start=1):
     title = f"[{number}/{len(config.order)}] {name}"
@@ -68,7 +69,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     f"\nAll steps took {progress.duration(sum(seconds.values()))}.\n"
   )
   text = report.results_table(workdir, **config.table.to_dict())
-  checkpoint.write_text(workdir / "table.txt", text + "\n")
+  directory.write_text(workdir / "table.txt", text + "\n")
   progress.say(text)
   return True
 
@@ -122,7 +123,7 @@ def require_sources(config: ConfigDict) -> None:
     for field in ("source", "teacher"):
       model = config.steps[name].get(field)
       if model and _WORKDIR not in model:
-        checkpoint.require_source(model, f"steps.{name}.{field}")
+        source_lib.require_source(model, f"steps.{name}.{field}")
 
 
 def _done(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from grpo_jax import checkpoint, configs, errors, experience, sharding
+from grpo_jax import configs, errors, experience, sharding
 from grpo_jax.data import conversations, datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.losses import distill, policy
@@ -27,7 +27,8 @@ from grpo_jax.models import heads, moe, scoring, transformer
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
-from grpo_jax.runs import progress
+from grpo_jax.runs import directory, progress
+from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
 from grpo_jax.stages import rl
 from grpo_jax.train import loop, optimizer
@@ -58,10 +59,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   pieces = config.batch.num_microbatches
   for count in num_rows(config):
     rows = sharding.split_rows(mesh, count // pieces)[:1]
-  tok = tokenizer.load(checkpoint.tokenizer_directory(config.source))
+  tok = tokenizer.load(source_lib.tokenizer_directory(config.source))
   template = prompts.read_template(config.prompts.template, chat_too=True)
   data_dir = pathlib.Path(config.data_dir).expanduser()
-  cfg = checkpoint.read_model(config.source, **config.model)
+  cfg = source_lib.read_model(config.source, **config.model)
   moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)
   given = config, tok, template, data_dir
   if share < 1:
@@ -77,13 +78,13 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
       return functools.partial(write, step)
     return texts(step % texts.num_steps)
 
-  checkpoint.claim(workdir, config.to_dict())
+  directory.claim(workdir, config.to_dict())
   if loop.is_finished(workdir, total_steps):
     progress.say(f"{workdir} already holds all {total_steps} steps.")
     return True
   tok.save(workdir / "tokenizer")
-  checkpoint.save_model(workdir, cfg)
-  teacher_cfg, teacher, _ = checkpoint.load_policy(
+  directory.save_model(workdir, cfg)
+  teacher_cfg, teacher, _ = source_lib.load_policy(
     config.teacher, mesh, frozen=True, **config.model
   )
   loss = functools.partial(
@@ -101,7 +102,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     workdir,
     mesh,
     specs=params_lib.param_specs(cfg),
-    start=lambda: checkpoint.load_policy(config.source, mesh)[1],
+    start=lambda: source_lib.load_policy(config.source, mesh)[1],
     tx=tx,
     learning_rate=learning_rate,
     update=update,
@@ -306,10 +307,10 @@ def check(config: ConfigDict) -> None:
         f"The rows of a batch, {count}, must divide by"
         f" config.batch.num_microbatches={pieces}."
       )
-  checkpoint.require_source(config.source)
-  checkpoint.require_source(config.teacher, "teacher")
+  source_lib.require_source(config.source)
+  source_lib.require_source(config.teacher, "teacher")
   tok, teacher_tok = (
-    tokenizer.load(checkpoint.tokenizer_directory(source))
+    tokenizer.load(source_lib.tokenizer_directory(source))
     for source in (config.source, config.teacher)
   )
   if differs := tokenizer.difference(tok, teacher_tok):

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from grpo_jax import checkpoint, configs, errors, probes, sharding
+from grpo_jax import configs, errors, probes, sharding
 from grpo_jax import results as results_lib
 from grpo_jax.data import datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
@@ -28,8 +28,9 @@ from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.results import Answers
 from grpo_jax.rewards import answer, combine
+from grpo_jax.runs import directory, progress
 from grpo_jax.runs import log as run_log
-from grpo_jax.runs import progress
+from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode, generate
 from grpo_jax.types import Problem
 
@@ -136,10 +137,10 @@ def load_policy(source: str, mesh: Mesh, **model: Any) -> Policy:
   Args:
     source: its directory.
     mesh: to place it on.
-    **model: how it is computed, see `checkpoint.load_policy`.
+    **model: how it is computed, see `runs.source.load_policy`.
   """
-  tok = tokenizer.load(checkpoint.tokenizer_directory(source))
-  cfg, params, step = checkpoint.load_policy(source, mesh, **model)
+  tok = tokenizer.load(source_lib.tokenizer_directory(source))
+  cfg, params, step = source_lib.load_policy(source, mesh, **model)
   return Policy(params, cfg, tok, step)
 
 
@@ -222,7 +223,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   jax.set_mesh(mesh)
   template = prompts.read_template(config.prompts.template, chat_too=True)
   data_dir = pathlib.Path(config.data_dir).expanduser()
-  tok = tokenizer.load(checkpoint.tokenizer_directory(config.source))
+  tok = tokenizer.load(source_lib.tokenizer_directory(config.source))
   load = functools.partial(load_policy, mesh=mesh, **config.model)
   make = functools.partial(
     make_questions, tok=tok, template=template, data_dir=data_dir
@@ -242,10 +243,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   }
   if config.against:
     # The other model may have another tokenizer.
-    other = checkpoint.tokenizer_directory(config.against.source)
+    other = source_lib.tokenizer_directory(config.against.source)
     section = merged(config.evaluate, config.against)
     rivals = make(section), make(section, tok=tokenizer.load(other))
-  checkpoint.claim(workdir, config.to_dict())
+  directory.claim(workdir, config.to_dict())
 
   writer = run_log.Writer(workdir)
   samples = run_log.JsonLines(workdir / "samples.jsonl")
@@ -293,8 +294,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   table = results_lib.table(results)
   text = json.dumps(results_lib.plain(results), indent=2, ensure_ascii=False)
   if jax.process_index() == 0:
-    checkpoint.write_text(workdir / "results.json", text + "\n")
-    checkpoint.write_text(workdir / "results.md", table + "\n")
+    directory.write_text(workdir / "results.json", text + "\n")
+    directory.write_text(workdir / "results.md", table + "\n")
   progress.say(table)
 
 
@@ -346,6 +347,6 @@ def check(config: ConfigDict) -> None:
   errors.check_names("config.probes", config.probes, probes.PROBES)
   for name, section in config.probes.items():
     errors.check_section(f"probes.{name}", section, probes.PROBES[name])
-  checkpoint.require_source(config.source)
+  source_lib.require_source(config.source)
   if config.against:
-    checkpoint.require_source(config.against.source, "against.source")
+    source_lib.require_source(config.against.source, "against.source")

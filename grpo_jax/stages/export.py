@@ -5,11 +5,12 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import checkpoint, configs, errors, sharding
+from grpo_jax import configs, errors, sharding
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import config as config_lib
 from grpo_jax.models import hf, lora
 from grpo_jax.runs import progress
+from grpo_jax.runs import source as source_lib
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -32,15 +33,15 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
       f" {config_lib.DTYPES}."
     )
   hf.check_target(workdir)
-  tok = tokenizer.load(checkpoint.tokenizer_directory(config.source))
+  tok = tokenizer.load(source_lib.tokenizer_directory(config.source))
   mesh = sharding.make_mesh(config.mesh.to_dict())
   jax.set_mesh(mesh)
   if config.adapters_only:
-    run = checkpoint.load_adapters(config.source, mesh)
+    run = source_lib.load_adapters(config.source, mesh)
     cfg, step, what = run.cfg, run.step, "Adapters"
     lora.save(workdir, cfg, run.settings, run.adapters, base=str(run.base))
   else:
-    cfg, params, step = checkpoint.load_policy(config.source, mesh)
+    cfg, params, step = source_lib.load_policy(config.source, mesh)
     what = "The policy"
     hf.save(workdir, cfg, params, tok, **config.save)
   progress.say(f"{what} after step {step} of {config.source}: in {workdir}.")

@@ -29,12 +29,13 @@ import numpy as np
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from grpo_jax import annotation, checkpoint, configs, errors, sharding
+from grpo_jax import annotation, configs, errors, sharding
 from grpo_jax.data import datasets, prompts, records
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.rewards import combine
+from grpo_jax.runs import directory, progress
 from grpo_jax.runs import log as run_log
-from grpo_jax.runs import progress
+from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import StopRequest
 from grpo_jax.sampling import decode, generate
 from grpo_jax.types import Problem
@@ -54,9 +55,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   check(config)
   mesh = sharding.make_mesh(config.mesh.to_dict())
   jax.set_mesh(mesh)
-  checkpoint.require_source(config.source)
+  source_lib.require_source(config.source)
   template = prompts.read_template(config.prompts.template, chat_too=True)
-  tok = tokenizer.load(checkpoint.tokenizer_directory(config.source))
+  tok = tokenizer.load(source_lib.tokenizer_directory(config.source))
   data_dir = pathlib.Path(config.data_dir).expanduser()
   problems = datasets.load(**config.data, data_dir=data_dir)
   count = min(config.num_problems or len(problems), len(problems))
@@ -68,13 +69,13 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   )
   size = min(config.prompts.prompts_per_batch, count)
   sharding.split_rows(mesh, size, config.sampling.group_size)
-  checkpoint.claim(workdir, config.to_dict())
+  directory.claim(workdir, config.to_dict())
   dataset, log = workdir / "dataset", workdir / "drawn.jsonl"
   if records.is_dataset(dataset):
     progress.say(f"{dataset} is already written.")
     return True
 
-  cfg, params, step = checkpoint.load_policy(
+  cfg, params, step = source_lib.load_policy(
     config.source, mesh, frozen=True, **config.model
   )
   tok.save(workdir / "tokenizer")

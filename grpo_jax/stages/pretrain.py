@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import checkpoint, configs, errors, sharding
+from grpo_jax import configs, errors, sharding
 from grpo_jax.data import datasets
 from grpo_jax.data.text import TextSource
 from grpo_jax.data.tokenizers import tokenizer
@@ -20,7 +20,7 @@ from grpo_jax.models import moe, scoring
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
-from grpo_jax.runs import progress
+from grpo_jax.runs import directory, progress
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train.update import make_update
 from grpo_jax.types import TextBatch
@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   rows = sharding.split_rows(mesh, config.batch.num_rows)[:1]
   data_dir = pathlib.Path(config.data_dir).expanduser()
   documents = datasets.load(**config.data, data_dir=data_dir)
-  checkpoint.claim(workdir, config.to_dict())
+  directory.claim(workdir, config.to_dict())
   if loop.is_finished(workdir, config.total_steps):
     progress.say(f"{workdir} already holds all {config.total_steps} steps.")
     return True
@@ -52,7 +52,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   tok = make_tokenizer(config.tokenizer, documents, workdir / "tokenizer")
   vocab_size = -(-tok.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
   cfg = ModelConfig(vocab_size=vocab_size, **config.model)
-  checkpoint.save_model(workdir, cfg)
+  directory.save_model(workdir, cfg)
   specs = params_lib.param_specs(cfg)
   progress.say(
     f"{params_lib.count(specs):,} parameters, {len(documents):,} documents,"

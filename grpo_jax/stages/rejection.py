@@ -26,11 +26,12 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from grpo_jax import asking, checkpoint, configs, errors, sharding
+from grpo_jax import asking, configs, errors, sharding
 from grpo_jax.data import datasets, records, rewriting, selection
 from grpo_jax.data.tokenizers import tokenizer
+from grpo_jax.runs import directory, progress
 from grpo_jax.runs import log as run_log
-from grpo_jax.runs import progress
+from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import StopRequest
 from grpo_jax.sampling import decode, generate
 
@@ -51,12 +52,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   """
   rules, ways = check(config)
   if records.is_dataset(workdir / DATASET):
-    checkpoint.claim(workdir, config.to_dict())
+    directory.claim(workdir, config.to_dict())
     count = records.provenance(workdir / DATASET)["num_records"]
     progress.say(f"{workdir / DATASET} already holds all {count} records.")
     return True
   for name, way in ways.items():
-    checkpoint.require_source(way.source, f"ways.{name}.source")
+    source_lib.require_source(way.source, f"ways.{name}.source")
   mesh = sharding.make_mesh(config.mesh.to_dict())
   jax.set_mesh(mesh)
   data_dir = pathlib.Path(config.data_dir).expanduser()
@@ -82,7 +83,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     sharding.split_rows(
       mesh, asked.prompts_per_batch, asked.sampling.group_size
     )
-  checkpoint.claim(workdir, config.to_dict())
+  directory.claim(workdir, config.to_dict())
   sources = remember_sources(workdir, ways, questions)
   selected = selection.Selection(
     dataclasses.replace(rules, tests=tests), asking.asked_again(questions)
@@ -154,7 +155,7 @@ def sample(
     for number, (name, way) in enumerate(ways.items()):
       if not stop and step < first + len(rows_of[name]):
         asked = questions[name]
-        cfg, params, _ = checkpoint.load_policy(
+        cfg, params, _ = source_lib.load_policy(
           way.source, mesh, frozen=True, **config.model
         )
         for batch in generate.generate(
@@ -244,7 +245,7 @@ def remember_sources(
   found = {
     name: {
       "path": way.source,
-      "step": checkpoint.source_step(way.source),
+      "step": source_lib.source_step(way.source),
       "tokenizer": tokenizer.fingerprint(questions[name].tokenizer),
     }
     for name, way in ways.items()
@@ -255,7 +256,7 @@ def remember_sources(
       f"{workdir} began with {before} and would go on with {found}: the sources"
       " have changed; remove it to sample anew."
     )
-  checkpoint.write_text(path, json.dumps(found, indent=2) + "\n")
+  directory.write_text(path, json.dumps(found, indent=2) + "\n")
   return found
 
 

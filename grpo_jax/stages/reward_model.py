@@ -26,14 +26,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from grpo_jax import (
-  calibration,
-  checkpoint,
-  configs,
-  errors,
-  reward_models,
-  sharding,
-)
+from grpo_jax import calibration, configs, errors, reward_models, sharding
 from grpo_jax.data import preference_batches, preferences, prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.losses import preference
@@ -41,7 +34,8 @@ from grpo_jax.models import scoring
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards import learned
-from grpo_jax.runs import progress
+from grpo_jax.runs import directory, progress
+from grpo_jax.runs import source as source_lib
 from grpo_jax.stages import held_out, rl_setup
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train.update import make_update
@@ -99,8 +93,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   source = rl_setup.base_model(config, workdir)
   if source is None:
     return False
-  checkpoint.require_source(source)
-  tok = tokenizer.load(checkpoint.tokenizer_directory(source))
+  source_lib.require_source(source)
+  tok = tokenizer.load(source_lib.tokenizer_directory(source))
   encoded = kind.encode(reading, tok, known["train"], config.max_length)
   batches = preference_batches.Batches(
     encoded,
@@ -113,14 +107,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   )
   total_steps = len(batches)
   tx, learning_rate = optimizer.make_optimizer(total_steps, **config.optimizer)
-  checkpoint.claim(workdir, config.to_dict())
+  directory.claim(workdir, config.to_dict())
   if reward_models.is_saved(workdir):
     progress.say(f"{workdir} already holds a finished reward model.")
     return True
 
-  cfg, policy, _ = checkpoint.load_policy(source, mesh, **config.model)
+  cfg, policy, _ = source_lib.load_policy(source, mesh, **config.model)
   tok.save(workdir / "tokenizer")
-  checkpoint.save_model(workdir, cfg)
+  directory.save_model(workdir, cfg)
   progress.say(
     f"{len(encoded):,} of {len(known['train']):,} judged completions have at"
     f" most {config.max_length} tokens; {len(known['test']):,} are held out."
@@ -255,7 +249,7 @@ def report(
     for name, values in found._asdict().items()
     if name != "error"
   }
-  checkpoint.write_text(
+  directory.write_text(
     workdir / "reliability.json",
     json.dumps(content | {"error": found.error}, indent=2) + "\n",
   )

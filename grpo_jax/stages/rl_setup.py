@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from grpo_jax import (
-  checkpoint,
   configs,
   dynamic_sampling,
   errors,
@@ -28,10 +27,11 @@ from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards import combine
-from grpo_jax.runs import progress
+from grpo_jax.runs import directory, progress
+from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
 from grpo_jax.stages import evaluate, pretrain
-from grpo_jax.train import optimizer
+from grpo_jax.train import checkpoint, optimizer
 from grpo_jax.train import state as state_lib
 
 # What a random number is for; steps, rows and positions are folded in after it.
@@ -114,7 +114,7 @@ def start(config: ConfigDict, workdir: pathlib.Path) -> Start | None:
   source = base_model(config, workdir)
   if source is None:
     return None
-  tok = tokenizer.load(checkpoint.tokenizer_directory(source))
+  tok = tokenizer.load(source_lib.tokenizer_directory(source))
   batches = prompts.PromptSource(
     problems,
     tok,
@@ -131,7 +131,7 @@ def start(config: ConfigDict, workdir: pathlib.Path) -> Start | None:
   )
   questions = evaluate.make_questions(config.evaluate, tok, template, data_dir)
   settings = lora.LoraConfig(**config.lora)
-  cfg, reference, _ = checkpoint.load_policy(
+  cfg, reference, _ = source_lib.load_policy(
     source, mesh, frozen=settings.rank > 0, **config.model
   )
   trainable = lora.trainable(cfg, reference, settings)
@@ -143,16 +143,16 @@ def start(config: ConfigDict, workdir: pathlib.Path) -> Start | None:
   value, value_state = None, None
   if config.value is not None:
     value, value_state = start_value(config, cfg, reference, tok, mesh)
-  checkpoint.claim(workdir, config.to_dict())
+  directory.claim(workdir, config.to_dict())
 
   checkpointer = checkpoint.Checkpointer(workdir, keep=config.checkpoint.keep)
   first_step = checkpointer.latest()
   refreshed = None
   if first_step is None:
     tok.save(workdir / "tokenizer")
-    checkpoint.save_model(workdir, cfg)
+    directory.save_model(workdir, cfg)
     if settings.rank:
-      checkpoint.save_lora(workdir, settings, source)
+      directory.save_lora(workdir, settings, source)
     key = jax.random.fold_in(jax.random.key(config.seed), ADAPTERS)
     state = state_lib.init_state(trainable.start(key, reference, mesh), tx)
   else:
@@ -231,7 +231,7 @@ def base_model(
   None where making it was stopped.
   """
   if config.pretrain:
-    checkpoint.claim(workdir, config.to_dict())
+    directory.claim(workdir, config.to_dict())
     base = workdir / "base"
     progress.say(f"The base model, in {base}:")
     return base if pretrain.run(config.pretrain, base) else None
@@ -276,7 +276,7 @@ def check(config: ConfigDict) -> None:
   if config.pretrain:
     pretrain.check(config.pretrain)
   else:
-    checkpoint.require_source(config.source)
+    source_lib.require_source(config.source)
   combine.check(config.rewards)
   decode.SamplingParams(**config.evaluate.sampling)
   check_sampling(config)
@@ -382,4 +382,4 @@ def check_value(config: ConfigDict) -> None:
     if not 0 <= number <= 1:
       raise ValueError(f"config.advantages.{name}={number} must be in [0, 1].")
   if config.value.source:
-    checkpoint.require_source(config.value.source, "value.source")
+    source_lib.require_source(config.value.source, "value.source")

@@ -11,12 +11,13 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import checkpoint, configs, errors, sharding
+from grpo_jax import configs, errors, sharding
 from grpo_jax.data import conversations, datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import lora, moe
 from grpo_jax.models.params import Params
-from grpo_jax.runs import progress, report
+from grpo_jax.runs import directory, progress, report
+from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
 from grpo_jax.stages import evaluate, pretrain
 from grpo_jax.train import loop, optimizer
@@ -41,7 +42,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   template = prompts.read_template(config.prompts.template, chat_too=True)
   data_dir = pathlib.Path(config.data_dir).expanduser()
   examples = datasets.load(**config.data, data_dir=data_dir)
-  tok = tokenizer.load(checkpoint.tokenizer_directory(config.source))
+  tok = tokenizer.load(source_lib.tokenizer_directory(config.source))
   batches = conversations.ConversationSource(
     examples,
     tok,
@@ -59,11 +60,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     questions = evaluate.make_questions(
       config.evaluate, tok, template, data_dir
     )
-  cfg = checkpoint.read_model(config.source, **config.model)
+  cfg = source_lib.read_model(config.source, **config.model)
   moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)
   jax.set_mesh(mesh)
   if loop.is_finished(workdir, total_steps):
-    checkpoint.claim(workdir, config.to_dict())
+    directory.claim(workdir, config.to_dict())
     progress.say(f"{workdir} already holds all {total_steps} steps.")
     return True
 
@@ -71,7 +72,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   root_key = jax.random.key(config.seed)
 
   def load() -> Params:
-    return checkpoint.load_policy(
+    return source_lib.load_policy(
       config.source, mesh, frozen=settings.rank > 0, **config.model
     )[1]
 
@@ -79,11 +80,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   base = load() if settings.rank else None
   trainable = lora.trainable(cfg, base, settings)
   # Last of what can refuse a config, so that a refusal leaves nothing behind.
-  checkpoint.claim(workdir, config.to_dict())
+  directory.claim(workdir, config.to_dict())
   tok.save(workdir / "tokenizer")
-  checkpoint.save_model(workdir, cfg)
+  directory.save_model(workdir, cfg)
   if settings.rank:
-    checkpoint.save_lora(workdir, settings, config.source)
+    directory.save_lora(workdir, settings, config.source)
 
   def start() -> Params:
     if base is None:
@@ -177,7 +178,7 @@ def check(config: ConfigDict) -> None:
       f"config.router_bias_rate={config.router_bias_rate} moves the router of a"
       " model that config.lora.rank freezes; set one of them to 0."
     )
-  checkpoint.require_source(config.source)
+  source_lib.require_source(config.source)
   if config.max_steps < 0:
     raise ValueError(
       f"config.max_steps={config.max_steps} must not be negative."

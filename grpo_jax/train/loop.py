@@ -13,12 +13,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jax.sharding import Mesh
 
-from grpo_jax import checkpoint, metrics, sharding
+from grpo_jax import metrics, sharding
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.params import Params, Specs
+from grpo_jax.runs import directory, progress
 from grpo_jax.runs import log as run_log
-from grpo_jax.runs import progress
 from grpo_jax.runs.signals import StopRequest
+from grpo_jax.train import checkpoint
 from grpo_jax.train import state as state_lib
 from grpo_jax.train.state import TrainState
 
@@ -81,7 +82,7 @@ class Trained(NamedTuple):
 
 def is_finished(workdir: str | os.PathLike, total_steps: int) -> bool:
   """Returns whether a run's directory holds the checkpoint of its last step."""
-  if not (pathlib.Path(workdir) / checkpoint.CHECKPOINTS).is_dir():
+  if not (pathlib.Path(workdir) / directory.CHECKPOINTS).is_dir():
     return False
   checkpointer = checkpoint.Checkpointer(workdir)
   latest = checkpointer.latest()
@@ -116,8 +117,8 @@ def train(
   second over all since the last ones.
 
   Args:
-    workdir: of the run, claimed already (`checkpoint.claim`), with the model's
-      description in it (`checkpoint.save_model`).
+    workdir: of the run, claimed already (`directory.claim`), with the model's
+      description in it (`directory.save_model`).
     mesh: in force.
     specs: of the trained parameters.
     start: makes them, where there is no checkpoint.

@@ -21,11 +21,14 @@ import transformers
 from flax import traverse_util
 from safetensors import numpy as safetensors_numpy
 
-from grpo_jax import checkpoint, experience, sharding
+from grpo_jax import experience, sharding
 from grpo_jax.losses import weighting
 from grpo_jax.models import heads, hf, lora, scoring, transformer
 from grpo_jax.models import params as params_lib
+from grpo_jax.runs import directory
+from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
+from grpo_jax.train import checkpoint
 from grpo_jax.train import state as state_lib
 from grpo_jax.train import update as update_lib
 from grpo_jax.types import Rollout
@@ -403,23 +406,23 @@ def test_a_run_of_adapters_is_read_with_its_base(tmp_path):
     )
     for workdir, params, number in ((inside, base, 5), (run, adapters, 3)):
       workdir.mkdir(parents=True, exist_ok=True)
-      checkpoint.save_model(workdir, cfg)
+      directory.save_model(workdir, cfg)
       checkpointer = checkpoint.Checkpointer(workdir)
       checkpointer.save(number, state_lib.init_state(params, tx))
       checkpointer.close()
     with pytest.raises(ValueError, match="is no run that trained adapters"):
-      checkpoint.load_adapters(inside, mesh)
-    checkpoint.save_lora(run, SETTINGS, inside)
+      source_lib.load_adapters(inside, mesh)
+    directory.save_lora(run, SETTINGS, inside)
     run = run.rename(tmp_path / "moved")
-    got = checkpoint.load_adapters(run, mesh)
+    got = source_lib.load_adapters(run, mesh)
     assert (got.settings, got.step, got.base) == (SETTINGS, 3, run / "base")
     helpers.assert_trees_close(got.adapters, adapters, rtol=0, atol=0)
     merged = lora.merge(base, adapters, SETTINGS.scale)
-    _, params, number = checkpoint.load_policy(run, mesh)
+    _, params, number = source_lib.load_policy(run, mesh)
     assert number == 3
     helpers.assert_trees_close(params, merged, rtol=0, atol=0)
     for source, want in ((run / "base", base), (run, merged)):
-      _, params, _ = checkpoint.load_policy(source, mesh, frozen=True)
+      _, params, _ = source_lib.load_policy(source, mesh, frozen=True)
       used = jax.tree.map(lambda x, y: x.astype(y.dtype), want, params)
       helpers.assert_trees_close(params, used, rtol=0, atol=0)
       layer = params["layers"]["attention"]

@@ -9,11 +9,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from grpo_jax import checkpoint, errors, reward_models, types
+from grpo_jax import errors, reward_models, types
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import heads, scoring, transformer
 from grpo_jax.models import params as params_lib
 from grpo_jax.rewards import combine, judge_local, learned
+from grpo_jax.runs import directory
 from grpo_jax.sampling import decode
 
 TOKENIZER = tokenizer.ByteTokenizer()
@@ -260,10 +261,10 @@ def write_run(folder, params, cfg, reading=None):
   """A run's directory, as a stage leaves it."""
   TOKENIZER.save(folder / "tokenizer")
   if reading is None:
-    checkpoint.save_model(folder, cfg)
+    directory.save_model(folder, cfg)
   else:
     reward_models.save(folder, cfg, reading)
-  manager = ocp.CheckpointManager(folder / checkpoint.CHECKPOINTS)
+  manager = ocp.CheckpointManager(folder / directory.CHECKPOINTS)
   manager.save(3, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
   manager.close()
   return str(folder)

@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 import test_resume
 
-from grpo_jax import checkpoint, configs, experience, sharding
+from grpo_jax import configs, experience, sharding
 from grpo_jax.data import records
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import scoring, transformer
+from grpo_jax.runs import directory
 from grpo_jax.runs import log as run_log
+from grpo_jax.runs import source as source_lib
 from grpo_jax.stages import chain, distill, sft
-from grpo_jax.train import optimizer
+from grpo_jax.train import checkpoint, optimizer
 from grpo_jax.train import state as state_lib
 from grpo_jax.train.update import gradients
 from grpo_jax.types import Rollout, TextBatch
@@ -222,10 +224,10 @@ def get_config():
 
 def make_run(workdir, cfg, tok, seed=0):
   """What a run leaves of its model."""
-  checkpoint.claim(workdir, {"seed": seed})
+  directory.claim(workdir, {"seed": seed})
   tok.save(workdir / "tokenizer")
   cfg = dataclasses.replace(cfg, vocab_size=cfg.vocab_size + 256)
-  checkpoint.save_model(workdir, cfg)
+  directory.save_model(workdir, cfg)
   mesh = helpers.make_mesh()
   with jax.set_mesh(mesh):
     params = helpers.make_params(cfg, mesh, seed)
@@ -289,7 +291,7 @@ def write_config(folder, config):
 def parameters(workdir):
   mesh = helpers.make_mesh()
   with jax.set_mesh(mesh):
-    _, params, step = checkpoint.load_policy(workdir, mesh)
+    _, params, step = source_lib.load_policy(workdir, mesh)
   return jax.device_get(params), step
 
 

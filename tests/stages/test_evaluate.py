@@ -8,12 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from grpo_jax import checkpoint, configs, results, types
+from grpo_jax import configs, results, types
 from grpo_jax.data import datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.rewards import answer
+from grpo_jax.runs import directory
 from grpo_jax.sampling import decode
 from grpo_jax.stages import evaluate
+from grpo_jax.train import checkpoint
 from grpo_jax.train import state as state_lib
 
 TOK = tokenizer.ByteTokenizer()
@@ -160,7 +162,7 @@ def sources(tmp_path_factory):
   for seed in (0, 1):
     workdir = folder / str(seed)
     TOK.save(workdir / "tokenizer")
-    checkpoint.save_model(workdir, CFG)
+    directory.save_model(workdir, CFG)
     with jax.set_mesh(mesh):
       params = helpers.make_params(CFG, mesh, seed)
       checkpointer = checkpoint.Checkpointer(workdir)

@@ -13,10 +13,11 @@ import safetensors.numpy
 import tokenizers
 import transformers
 
-from grpo_jax import checkpoint, configs
+from grpo_jax import configs
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import hf
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.runs import source as source_lib
 from grpo_jax.stages import export
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -87,13 +88,13 @@ def command(experiment, workdir, *fields):
 
 def test_a_model_is_loaded_with_its_tokenizer(source):
   mesh = helpers.make_mesh()
-  assert checkpoint.is_source(source)
-  cfg, params, step = checkpoint.load_policy(source, mesh, dtype="bfloat16")
+  assert source_lib.is_source(source)
+  cfg, params, step = source_lib.load_policy(source, mesh, dtype="bfloat16")
   assert (step, cfg.dtype) == (0, "bfloat16")
   assert params["embed"].dtype == "float32"
-  tok = tokenizer.load(checkpoint.tokenizer_directory(source))
+  tok = tokenizer.load(source_lib.tokenizer_directory(source))
   assert tok.eos_ids == (256,)
-  assert not checkpoint.is_source(source.parent)
+  assert not source_lib.is_source(source.parent)
 
 
 def test_export_refuses_what_it_cannot_do(source, tmp_path):
@@ -156,10 +157,10 @@ def test_a_stranger_trains_a_model_of_hugging_face_and_takes_it_back(
   )
   assert not info["missing_keys"] and not info["unexpected_keys"]
   assert tokenizer.load(out).chat_template == CHAT
-  _, _, step = checkpoint.load_policy(run, helpers.make_mesh())
+  _, _, step = source_lib.load_policy(run, helpers.make_mesh())
   assert step == 2
   again = safetensors.numpy.load_file(out / "model.safetensors")
-  cfg, params, _ = checkpoint.load_policy(run, helpers.make_mesh())
+  cfg, params, _ = source_lib.load_policy(run, helpers.make_mesh())
   np.testing.assert_array_equal(
     again["model.embed_tokens.weight"], jax.device_get(params["embed"])
   )

@@ -9,11 +9,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from grpo_jax import checkpoint, configs
+from grpo_jax import configs
 from grpo_jax.data import preferences as data
 from grpo_jax.data import records
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.rewards import learned
+from grpo_jax.runs import directory
 from grpo_jax.stages import preferences
 
 TOKENIZER = tokenizer.ByteTokenizer()
@@ -46,14 +47,14 @@ def source(tmp_path_factory):
   """A policy that says a few letters and ends soon."""
   folder = tmp_path_factory.mktemp("policy")
   TOKENIZER.save(folder / "tokenizer")
-  checkpoint.save_model(folder, CFG)
+  directory.save_model(folder, CFG)
   params = helpers.make_params(CFG)
   said = [TOKENIZER.eos_ids[0], *TOKENIZER.encode(LETTERS)]
   head = np.array(params["head"])
   head[:, said] *= 6
   params |= {"head": head}
   args = ocp.args.StandardSave(params)
-  with ocp.CheckpointManager(folder / checkpoint.CHECKPOINTS) as manager:
+  with ocp.CheckpointManager(folder / directory.CHECKPOINTS) as manager:
     manager.save(1, args=ocp.args.Composite(params=args))
   return str(folder)
 
@@ -114,7 +115,7 @@ def test_a_stopped_run_goes_on_to_the_same_dataset(
   kept, pairs, source, data_dir, tmp_path
 ):
   config = make_config(source, data_dir, "pairs")
-  checkpoint.claim(tmp_path / "run", config.to_dict())
+  directory.claim(tmp_path / "run", config.to_dict())
   first, second = (pairs / "drawn.jsonl").read_bytes().splitlines(True)
   begun = {"": b"", "whole": first, "whole and a part": first + second[:40]}
   (tmp_path / "run" / "drawn.jsonl").write_bytes(begun[kept])

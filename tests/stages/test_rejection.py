@@ -15,11 +15,13 @@ import optax
 import pytest
 import tensorflow_datasets as tfds
 
-from grpo_jax import asking, checkpoint, configs
+from grpo_jax import asking, configs
 from grpo_jax.data import datasets, prompts, records
 from grpo_jax.data.tokenizers import tokenizer
+from grpo_jax.runs import directory
 from grpo_jax.runs import log as run_log
 from grpo_jax.stages import rejection
+from grpo_jax.train import checkpoint
 from grpo_jax.train import state as state_lib
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -80,7 +82,7 @@ def folder(tmp_path_factory):
     byte_fallback=False,
   )
   cfg = helpers.tiny(num_layers=1, vocab_size=tok.vocab_size)
-  checkpoint.save_model(folder / "source", cfg)
+  directory.save_model(folder / "source", cfg)
   mesh = helpers.make_mesh()
   with jax.set_mesh(mesh):
     params = helpers.make_params(cfg, mesh)

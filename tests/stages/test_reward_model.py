@@ -11,11 +11,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from grpo_jax import checkpoint, configs, reward_models, sharding
+from grpo_jax import configs, reward_models, sharding
 from grpo_jax.data import preference_batches, preferences
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import scoring
 from grpo_jax.rewards import combine, learned
+from grpo_jax.runs import directory
 from grpo_jax.runs import log as run_log
 from grpo_jax.stages import held_out, reward_model
 from grpo_jax.train import update
@@ -50,9 +51,9 @@ def source(tmp_path_factory):
   """A policy's run, as a stage leaves it."""
   folder = tmp_path_factory.mktemp("policy")
   TOKENIZER.save(folder / "tokenizer")
-  checkpoint.save_model(folder, CFG)
+  directory.save_model(folder, CFG)
   args = ocp.args.StandardSave(helpers.make_params(CFG))
-  with ocp.CheckpointManager(folder / checkpoint.CHECKPOINTS) as manager:
+  with ocp.CheckpointManager(folder / directory.CHECKPOINTS) as manager:
     manager.save(1, args=ocp.args.Composite(params=args))
   return str(folder)
 
@@ -149,7 +150,7 @@ def test_the_reliability_table_is_written_and_counts_every_pair(trained):
 
 
 def test_an_unfinished_run_is_no_reward_model(source, tmp_path):
-  checkpoint.save_model(tmp_path, CFG)
+  directory.save_model(tmp_path, CFG)
   with pytest.raises(FileNotFoundError, match="when it is finished"):
     reward_models.load(tmp_path, helpers.make_mesh())
 

@@ -9,11 +9,12 @@ import sys
 import helpers
 import pytest
 
-from grpo_jax import checkpoint, configs
+from grpo_jax import configs
 from grpo_jax.data.tokenizers import tokenizer
+from grpo_jax.runs import directory
 from grpo_jax.runs import log as run_log
 from grpo_jax.stages import sft
-from grpo_jax.train import loop, optimizer
+from grpo_jax.train import checkpoint, loop, optimizer
 from grpo_jax.train import state as state_lib
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -49,7 +50,7 @@ def base(tmp_path_factory):
     workdir / "tokenizer",
     vocab_size=48,
   )
-  checkpoint.save_model(workdir, cfg)
+  directory.save_model(workdir, cfg)
   checkpointer = checkpoint.Checkpointer(workdir)
   tx, _ = optimizer.make_optimizer(1, learning_rate=0.1)
   checkpointer.save(1, state_lib.init_state(helpers.make_params(cfg), tx))

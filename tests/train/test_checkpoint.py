@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from grpo_jax import checkpoint
 from grpo_jax.models import params as params_lib
-from grpo_jax.train import optimizer
+from grpo_jax.runs import directory
+from grpo_jax.runs import source as source_lib
+from grpo_jax.train import checkpoint, optimizer
 from grpo_jax.train import state as state_lib
 
 CFG = helpers.tiny(num_layers=1)
@@ -51,7 +52,7 @@ def run_of_eight(tmp_path_factory):
   with jax.set_mesh(mesh):
     state = trained(mesh)
     reference = helpers.make_params(CFG, mesh, seed=7)
-    checkpoint.save_model(workdir, CFG)
+    directory.save_model(workdir, CFG)
     checkpointer = checkpoint.Checkpointer(workdir)
     progress = {"batches": {"next": 5, "rows": [1, 2]}}
     checkpointer.save(4, state, reference=reference, progress=progress)
@@ -87,13 +88,13 @@ def test_a_policy_is_loaded_with_the_model_that_it_is(run_of_eight):
   workdir, state, _ = run_of_eight
   mesh = helpers.make_mesh()
   with jax.set_mesh(mesh):
-    cfg, params, step = checkpoint.load_policy(
+    cfg, params, step = source_lib.load_policy(
       workdir, mesh, dtype="bfloat16", remat="full"
     )
   assert (cfg.dtype, cfg.remat, step) == ("bfloat16", "full", 4)
   assert cfg.d_model == CFG.d_model and cfg.qkv_bias
   changes = dict(dtype="bfloat16", remat="full")
-  assert checkpoint.read_model(workdir, **changes) == cfg
+  assert source_lib.read_model(workdir, **changes) == cfg
   assert_restored(params, state.params)
 
 
@@ -101,7 +102,7 @@ def test_beside_a_value_model_the_policy_is_loaded_alone(tmp_path):
   mesh = helpers.make_mesh(**helpers.EIGHT)
   with jax.set_mesh(mesh):
     state, value = trained(mesh), trained(mesh, seed=5)
-    checkpoint.save_model(tmp_path, CFG)
+    directory.save_model(tmp_path, CFG)
     checkpointer = checkpoint.Checkpointer(tmp_path)
     checkpointer.save(2, state, value=value)
     checkpointer.close()
@@ -109,7 +110,7 @@ def test_beside_a_value_model_the_policy_is_loaded_alone(tmp_path):
     got, reference, _ = checkpointer.restore(2, abstract(mesh))
     got_value = checkpointer.restore_value(2, abstract(mesh))
     checkpointer.close()
-    _, params, _ = checkpoint.load_policy(tmp_path, mesh)
+    _, params, _ = source_lib.load_policy(tmp_path, mesh)
   assert reference is None
   assert_restored(got, jax.device_get(state))
   assert_restored(got_value, jax.device_get(value))
@@ -141,12 +142,12 @@ def test_a_directory_without_a_checkpoint_is_named(made, tmp_path):
   workdir = tmp_path / "nothing"
   if made:
     workdir.mkdir()
-    checkpoint.save_model(workdir, CFG)
+    directory.save_model(workdir, CFG)
     (workdir / "checkpoints").mkdir()
   with pytest.raises(
     FileNotFoundError, match=r"No checkpoint of a model in .*nothing\.$"
   ):
-    checkpoint.load_policy(workdir, helpers.make_mesh())
+    source_lib.load_policy(workdir, helpers.make_mesh())
 
 
 class TestClaim:
@@ -154,9 +155,9 @@ class TestClaim:
 
   def test_a_run_comes_back_to_its_own(self, tmp_path):
     workdir = tmp_path / "deep" / "run"
-    checkpoint.claim(workdir, CONFIG)
+    directory.claim(workdir, CONFIG)
     (workdir / "metrics.jsonl").write_text("{}\n")
-    checkpoint.claim(workdir, CONFIG)
+    directory.claim(workdir, CONFIG)
     assert json.loads((workdir / "config.json").read_text()) == CONFIG
 
   @pytest.mark.parametrize(
@@ -173,24 +174,24 @@ class TestClaim:
   def test_another_config_is_refused_and_the_field_named(
     self, changes, sentence, tmp_path
   ):
-    checkpoint.claim(tmp_path / "run", CONFIG)
+    directory.claim(tmp_path / "run", CONFIG)
     with pytest.raises(ValueError, match="holds another run: " + sentence):
-      checkpoint.claim(tmp_path / "run", CONFIG | changes)
+      directory.claim(tmp_path / "run", CONFIG | changes)
     assert json.loads((tmp_path / "run/config.json").read_text()) == CONFIG
 
   def test_files_of_something_else_are_left_alone(self, tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match="is not empty and holds no run"):
-      checkpoint.claim(tmp_path, CONFIG)
+      directory.claim(tmp_path, CONFIG)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
   def test_an_empty_directory_is_fine(self, tmp_path):
-    checkpoint.claim(tmp_path, CONFIG)
+    directory.claim(tmp_path, CONFIG)
     assert (tmp_path / "config.json").exists()
 
 
 def test_files_can_be_read_by_whoever_can_read_the_folder(tmp_path):
-  checkpoint.write_text(tmp_path / "ours", "x")
+  directory.write_text(tmp_path / "ours", "x")
   (tmp_path / "other").write_text("x")
   modes = {path.name: path.stat().st_mode for path in tmp_path.iterdir()}
   assert modes == dict.fromkeys(("ours", "other"), modes["other"])
