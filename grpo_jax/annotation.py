@@ -22,7 +22,8 @@ from grpo_jax import errors, metrics
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
-from grpo_jax.rewards import combine, learned
+from grpo_jax.reward_models import learned
+from grpo_jax.rewards import combine
 from grpo_jax.sampling import decode, generate
 from grpo_jax.types import Problem
 

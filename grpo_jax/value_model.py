@@ -17,13 +17,14 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from grpo_jax import experience, reward_models
+from grpo_jax import experience
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.losses import value as value_lib
 from grpo_jax.models import heads, scoring
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
+from grpo_jax.reward_models import saved
 from grpo_jax.runs import source as source_lib
 from grpo_jax.train.state import TrainState
 from grpo_jax.train.update import make_update
@@ -67,7 +68,7 @@ def start(
     ValueError: it was trained on other tokens than the policy's.
   """
   if source:
-    cfg, params, _ = reward_models.load(source, mesh, **overrides)
+    cfg, params, _ = saved.load(source, mesh, **overrides)
     theirs = tokenizer.load(source_lib.tokenizer_directory(source))
     if not _same(tok, theirs):
       raise ValueError(

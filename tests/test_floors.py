@@ -17,7 +17,6 @@ FLOORS = {
   "grpo_jax.runs.process": 0,
   "grpo_jax.runs.signals": 0,
   "grpo_jax.types": 0,
-  "grpo_jax.calibration": 1,
   "grpo_jax.configs": 1,
   "grpo_jax.losses": 1,
   "grpo_jax.losses.advantages": 1,

@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import experience, reward_models, value_model
+from grpo_jax import experience, value_model
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import params as params_lib
 from grpo_jax.models import scoring
-from grpo_jax.rewards import combine, learned
+from grpo_jax.reward_models import learned, saved
+from grpo_jax.rewards import combine
 from grpo_jax.train import checkpoint, optimizer, update
 from grpo_jax.train import state as state_lib
 from grpo_jax.types import Rollout
@@ -161,7 +162,7 @@ def save_reward_model(workdir, tok):
     params = params_lib.init_params(
       jax.random.key(3), learned.param_specs(cfg), mesh
     )
-    reward_models.save(workdir, cfg, learned.Reading(kind="outcome"))
+    saved.save(workdir, cfg, learned.Reading(kind="outcome"))
     tok.save(workdir / "tokenizer")
     tx, _ = optimizer.make_optimizer(9, learning_rate=0.1)
     checkpointer = checkpoint.Checkpointer(workdir)

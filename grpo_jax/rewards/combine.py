@@ -46,9 +46,9 @@ REWARDS: dict[str, str] = {
   "politeness": "grpo_jax.rewards.small_talk:politeness",
   "judge": "grpo_jax.rewards.judges.judge_http:judge",
   # These load models of ours, so they stand on the floor of checkpoints.
-  "model_judge": "grpo_jax.reward_models:judge",
-  "reward_model": "grpo_jax.reward_models:outcome",
-  "process_reward_model": "grpo_jax.reward_models:process",
+  "model_judge": "grpo_jax.reward_models.terms:judge",
+  "reward_model": "grpo_jax.reward_models.terms:outcome",
+  "process_reward_model": "grpo_jax.reward_models.terms:process",
 }
 # What a term may ask for by the name of a keyword-only parameter.
 GIVEN = ("lengths", "truncated")

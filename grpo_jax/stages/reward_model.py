@@ -26,17 +26,18 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from grpo_jax import calibration, configs, errors, reward_models, sharding
-from grpo_jax.data import preference_batches, preferences, prompts
+from grpo_jax import configs, errors, sharding
+from grpo_jax.data import preferences, prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.losses import preference
 from grpo_jax.models import scoring
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
-from grpo_jax.rewards import learned
+from grpo_jax.reward_models import batches, calibration, learned, saved
+from grpo_jax.reward_models import evaluate as held_out
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import source as source_lib
-from grpo_jax.stages import held_out, rl_setup
+from grpo_jax.stages import rl_setup
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train.update import make_update
 from grpo_jax.types import LabelledBatch, PairBatch
@@ -96,7 +97,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   source_lib.require_source(source)
   tok = tokenizer.load(source_lib.tokenizer_directory(source))
   encoded = kind.encode(reading, tok, known["train"], config.max_length)
-  batches = preference_batches.Batches(
+  train_batches = batches.Batches(
     encoded,
     kind.collate,
     num_rows=config.batch.num_rows,
@@ -105,10 +106,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     epochs=config.epochs,
     seed=config.seed,
   )
-  total_steps = len(batches)
+  total_steps = len(train_batches)
   tx, learning_rate = optimizer.make_optimizer(total_steps, **config.optimizer)
   directory.claim(workdir, config.to_dict())
-  if reward_models.is_saved(workdir):
+  if saved.is_saved(workdir):
     progress.say(f"{workdir} already holds a finished reward model.")
     return True
 
@@ -147,7 +148,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
       tx,
       num_microbatches=config.batch.num_microbatches,
     ),
-    batches=loop.ByStep(batches),
+    batches=loop.ByStep(train_batches),
     rows=rows,
     num_tokens=loop.text_tokens,
     total_steps=total_steps,
@@ -162,7 +163,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     model = model_of(trained.state.params)
     report(model, known["test"], workdir)
     mean, std = normalization(model, known["train"], **config.normalize)
-    reward_models.save(workdir, cfg, reading, mean=mean, std=std)
+    saved.save(workdir, cfg, reading, mean=mean, std=std)
   return trained.finished
 
 
@@ -322,16 +323,16 @@ _PAIRS = Kind(
   reading="outcome",
   probability=False,
   read=preferences.pairs,
-  encode=preference_batches.encode_pairs,
-  collate=preference_batches.collate_pairs,
+  encode=batches.encode_pairs,
+  collate=batches.collate_pairs,
   loss=pair_loss,
   columns=_COLUMNS,
 )
 _LABELS = _PAIRS._replace(
   probability=True,
   read=preferences.labelled,
-  encode=preference_batches.encode_steps,
-  collate=preference_batches.collate_steps,
+  encode=batches.encode_steps,
+  collate=batches.collate_steps,
   loss=label_loss,
 )
 KINDS = {

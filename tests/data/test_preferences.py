@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from grpo_jax import types
-from grpo_jax.data import datasets, preference_batches, preferences, records
+from grpo_jax.data import datasets, preferences, records
 from grpo_jax.data.tokenizers import tokenizer
-from grpo_jax.rewards import learned
+from grpo_jax.reward_models import batches, learned
 
 TOKENIZER = tokenizer.ByteTokenizer()
 
@@ -203,7 +203,7 @@ class TestRealData:
     assert len(found) == 1886
     for row in found:
       steps = learned.step_offsets(row.completion, reading.separators)
-      preference_batches.check_labels(row, len(steps), reading)
+      batches.check_labels(row, len(steps), reading)
       assert row.labels.count(0.0) <= 1
 
   def test_a_corpus_has_the_preferred_text_of_training_pairs(
@@ -230,13 +230,11 @@ class TestBatches:
       for i in range(count)
     ]
     reading = learned.Reading("outcome")
-    return preference_batches.encode_pairs(reading, TOKENIZER, pairs, 128)
+    return batches.encode_pairs(reading, TOKENIZER, pairs, 128)
 
   def batches(self, rows, **changes):
     options = dict(num_rows=8, max_length=128, pad_id=0, epochs=2, seed=0)
-    return preference_batches.Batches(
-      rows, preference_batches.collate_pairs, **options | changes
-    )
+    return batches.Batches(rows, batches.collate_pairs, **options | changes)
 
   def test_every_row_comes_once_in_each_epoch_whatever_its_length(self):
     rows = self.rows()

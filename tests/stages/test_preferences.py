@@ -13,7 +13,7 @@ from grpo_jax import configs
 from grpo_jax.data import preferences as data
 from grpo_jax.data import records
 from grpo_jax.data.tokenizers import tokenizer
-from grpo_jax.rewards import learned
+from grpo_jax.reward_models import learned
 from grpo_jax.runs import directory
 from grpo_jax.stages import preferences
 

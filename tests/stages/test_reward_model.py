@@ -11,14 +11,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from grpo_jax import configs, reward_models, sharding
-from grpo_jax.data import preference_batches, preferences
+from grpo_jax import configs, sharding
+from grpo_jax.data import preferences
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import scoring
-from grpo_jax.rewards import combine, learned
+from grpo_jax.reward_models import batches, learned, saved
+from grpo_jax.reward_models import evaluate as held_out
+from grpo_jax.rewards import combine
 from grpo_jax.runs import directory
 from grpo_jax.runs import log as run_log
-from grpo_jax.stages import held_out, reward_model
+from grpo_jax.stages import reward_model
 from grpo_jax.train import update
 
 TOKENIZER = tokenizer.ByteTokenizer()
@@ -106,7 +108,7 @@ def test_a_finished_run_is_left_as_it_is(trained, capsys):
 
 def load(workdir):
   mesh = helpers.make_mesh()
-  cfg, params, reading = reward_models.load(workdir, mesh, dtype="float32")
+  cfg, params, reading = saved.load(workdir, mesh, dtype="float32")
   return learned.RewardModel(params, cfg, TOKENIZER, mesh, reading, 64, 16)
 
 
@@ -152,7 +154,7 @@ def test_the_reliability_table_is_written_and_counts_every_pair(trained):
 def test_an_unfinished_run_is_no_reward_model(source, tmp_path):
   directory.save_model(tmp_path, CFG)
   with pytest.raises(FileNotFoundError, match="when it is finished"):
-    reward_models.load(tmp_path, helpers.make_mesh())
+    saved.load(tmp_path, helpers.make_mesh())
 
 
 def test_single_labels_give_the_probability_that_a_text_is_good(
@@ -200,8 +202,8 @@ class TestLosses:
   def batch(self, tmp_path, num_rows=8):
     path = write(tmp_path / "pairs.jsonl", self.ROWS)
     pairs = preferences.pairs(path, "train")
-    rows = preference_batches.encode_pairs(READING, TOKENIZER, pairs, 64)
-    return rows, preference_batches.collate_pairs(rows, num_rows, 64, 0)
+    rows = batches.encode_pairs(READING, TOKENIZER, pairs, 64)
+    return rows, batches.collate_pairs(rows, num_rows, 64, 0)
 
   @staticmethod
   def params(mesh=None):
@@ -302,7 +304,7 @@ def test_a_stopped_run_goes_on_to_the_same_model(
   trained, tmp_path, monkeypatch
 ):
   config, workdir = trained
-  batch_of = preference_batches.Batches.__call__
+  batch_of = batches.Batches.__call__
 
   def stop(batches, step):
     if update == 5:
@@ -310,9 +312,9 @@ def test_a_stopped_run_goes_on_to_the_same_model(
     return batch_of(batches, update)
 
   with monkeypatch.context() as patch:
-    patch.setattr(preference_batches.Batches, "__call__", stop)
+    patch.setattr(batches.Batches, "__call__", stop)
     assert not run(config, tmp_path / "run")
-  assert not reward_models.is_saved(tmp_path / "run")
+  assert not saved.is_saved(tmp_path / "run")
   assert run(config, tmp_path / "run")
   assert run_log.history(tmp_path / "run") == run_log.history(workdir)
   for name in ("reward_model.json", "reliability.json", "evaluations.jsonl"):

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import configs, experience, reward_models
+from grpo_jax import configs, experience
 from grpo_jax.losses import policy
 from grpo_jax.models import scoring
-from grpo_jax.rewards import combine, learned
+from grpo_jax.reward_models import learned, saved
+from grpo_jax.rewards import combine
 from grpo_jax.sampling import decode
 from grpo_jax.stages import rl, rl_setup
 from grpo_jax.train import update
@@ -213,7 +214,7 @@ def runs(tmp_path):
     safety = tmp_path / f"reward_model-safety{comma}"
     (safety / "checkpoints").mkdir(parents=True)
     for path in (tmp_path / f"reward_model{model}", safety):
-      reward_models.save(path, CFG, learned.Reading(kind="outcome"))
+      saved.save(path, CFG, learned.Reading(kind="outcome"))
   return tmp_path
 
 

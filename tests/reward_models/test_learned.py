@@ -9,11 +9,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from grpo_jax import errors, reward_models, types
+from grpo_jax import errors, types
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import heads, scoring, transformer
 from grpo_jax.models import params as params_lib
-from grpo_jax.rewards import combine, judge_local, learned
+from grpo_jax.reward_models import judge_local, learned, saved
+from grpo_jax.reward_models import terms as reward_terms
+from grpo_jax.rewards import combine
 from grpo_jax.runs import directory
 from grpo_jax.sampling import decode
 
@@ -263,7 +265,7 @@ def write_run(folder, params, cfg, reading=None):
   if reading is None:
     directory.save_model(folder, cfg)
   else:
-    reward_models.save(folder, cfg, reading)
+    saved.save(folder, cfg, reading)
   manager = ocp.CheckpointManager(folder / directory.CHECKPOINTS)
   manager.save(3, args=ocp.args.Composite(params=ocp.args.StandardSave(params)))
   manager.close()
@@ -321,7 +323,7 @@ class TestRewardsByName:
     with pytest.raises(errors.ConfigError, match="no file reward_model.json"):
       combine.check(dict(reward_model=dict(weight=1.0, source=source)))
     with pytest.raises(ValueError, match="set_mesh"):
-      reward_models.outcome(PROBLEMS, COMPLETIONS, source=source)
+      reward_terms.outcome(PROBLEMS, COMPLETIONS, source=source)
 
 
 class TestJudgeOfOurs:

@@ -1,21 +1,12 @@
 """Rewards that a model of ours gives, loaded from the directory of its run.
 
-The directory of a reward model's run holds what every run's does (`model.json`,
-`tokenizer/`, `checkpoints/`) and `reward_model.json`, how it reads completions
-and which of its scores is 0 and 1, written when it is finished; the parameters
-are those of `learned.param_specs`.
-
 These terms compute where the policy does, on the mesh in force, between its own
 programs. A model is loaded when it is first asked, and stays.
 """
 
-import dataclasses
 import functools
-import json
-import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -23,15 +14,12 @@ from jax.sharding import Mesh
 from grpo_jax import errors, types
 from grpo_jax.data import prompts
 from grpo_jax.data.tokenizers import tokenizer
-from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.params import Params
-from grpo_jax.rewards import judge_local, learned, terms
+from grpo_jax.reward_models import judge_local, learned, saved
+from grpo_jax.rewards import terms
 from grpo_jax.rewards.judges import judge as judge_lib
 from grpo_jax.runs import directory
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
-
-_FILE = "reward_model.json"
 
 
 @terms.on_device
@@ -171,71 +159,6 @@ def judge(
   )
 
 
-def save(
-  workdir: str | os.PathLike,
-  cfg: ModelConfig,
-  reading: learned.Reading,
-  *,
-  mean: float = 0.0,
-  std: float = 1.0,
-) -> None:
-  """Writes what says that the run's newest checkpoint is a reward model.
-
-  Args:
-    workdir: of the run.
-    cfg: the model.
-    reading: how it reads completions.
-    mean: the score that becomes 0 where the model is loaded.
-    std: the difference of scores that becomes 1; above 0.
-  """
-  directory.save_model(workdir, cfg)
-  content = dataclasses.asdict(reading) | {"mean": mean, "std": std}
-  text = json.dumps(content, indent=2, ensure_ascii=False)
-  directory.write_text(pathlib.Path(workdir) / _FILE, text + "\n")
-
-
-def is_saved(workdir: str | os.PathLike) -> bool:
-  """Returns whether a directory holds what `save` writes."""
-  return (pathlib.Path(workdir) / _FILE).is_file()
-
-
-def load(
-  workdir: str | os.PathLike, mesh: Mesh, **overrides: Any
-) -> tuple[ModelConfig, Params, learned.Reading]:
-  """Returns model, parameters and reading of a run's newest reward model.
-
-  Its head gives scores of the mean and the unit that were saved.
-
-  Args:
-    workdir: of the run.
-    mesh: to place the parameters on.
-    **overrides: as for `runs.source.load_policy`.
-
-  Raises:
-    FileNotFoundError: there is none.
-  """
-  reading, mean, std = _read(workdir)
-  cfg, params, _ = source_lib.load_policy(
-    workdir, mesh, specs=learned.param_specs, **overrides
-  )
-  with jax.set_mesh(mesh):
-    head = params["reward"]
-    head = {"weight": head["weight"] / std, "bias": (head["bias"] - mean) / std}
-  return cfg, params | {"reward": head}, reading
-
-
-def _read(workdir: str | os.PathLike) -> tuple[learned.Reading, float, float]:
-  """Reading, mean and standard deviation of a run's reward model."""
-  if not is_saved(workdir):
-    raise FileNotFoundError(
-      f"No reward model in {workdir}: it has no file {_FILE}, which the stage"
-      " reward_model writes when it is finished."
-    )
-  content = json.loads((pathlib.Path(workdir) / _FILE).read_text())
-  mean, std = content.pop("mean", 0.0), content.pop("std", 1.0)
-  return learned.Reading(**content), mean, std
-
-
 def _nothing(source: str, kind: str | None = None) -> terms.Result:
   """The scores of no completions, where `source` holds a model of the kind."""
   if not (pathlib.Path(source) / directory.CHECKPOINTS).is_dir():
@@ -243,7 +166,7 @@ def _nothing(source: str, kind: str | None = None) -> terms.Result:
     todo = f"run `{command}` first" if command else "name another directory"
     raise FileNotFoundError(f"No checkpoint of a model in {source}: {todo}.")
   if kind is not None:
-    learned.check_kind(_read(source)[0], kind)
+    learned.check_kind(saved.read(source)[0], kind)
   return terms.Result([], {})
 
 
@@ -258,7 +181,7 @@ def _reward_model(
   source: str, max_length: int, rows_per_batch: int, dtype: str
 ) -> learned.RewardModel:
   mesh = _mesh()
-  cfg, params, reading, tok = _loaded(load, source, mesh, dtype)
+  cfg, params, reading, tok = _loaded(saved.load, source, mesh, dtype)
   return learned.RewardModel(
     params, cfg, tok, mesh, reading, max_length, rows_per_batch
   )

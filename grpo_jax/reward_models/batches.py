@@ -14,7 +14,7 @@ import numpy as np
 from grpo_jax import types
 from grpo_jax.data.preferences import Labelled, Pair
 from grpo_jax.data.tokenizers import tokenizer
-from grpo_jax.rewards import learned
+from grpo_jax.reward_models import learned
 
 # Batches whose rows are sorted by length together, so that a batch has rows of
 # like lengths and little padding.

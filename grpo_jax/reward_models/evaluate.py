@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from grpo_jax import calibration
-from grpo_jax.data import preference_batches
 from grpo_jax.data.preferences import Labelled, Pair
-from grpo_jax.rewards import learned
+from grpo_jax.reward_models import batches, calibration, learned
 
 Judged = tuple[Mapping[str, float | int], calibration.Reliability]
 
@@ -87,7 +85,7 @@ def _judge_labels(
   for row, text in zip(scores, texts, strict=True):
     if row is None:
       continue
-    preference_batches.check_labels(text, len(row), model.reading)
+    batches.check_labels(text, len(row), model.reading)
     known = [
       (p, x) for p, x in zip(row, text.labels, strict=True) if x is not None
     ]

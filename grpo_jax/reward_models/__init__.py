@@ -1,0 +1,1 @@
+"""Reward models of ours: what they read, their scores, how good they are."""
