@@ -15,6 +15,7 @@ import pathlib
 import time
 
 from grpo_jax import types
+from grpo_jax.data.sources import programs
 from grpo_jax.rewards import code
 
 HOSTILE = (
@@ -31,11 +32,13 @@ def load(folder: pathlib.Path, count: int):
   """`count` problems with their solutions, evenly over both data sets."""
   with gzip.open(folder / "code" / "HumanEval.jsonl.gz", "rt") as file:
     solved = [
-      (code.human_eval(record), record["canonical_solution"])
+      (programs.humaneval_tests(record), record["canonical_solution"])
       for record in map(json.loads, file)
     ]
   with open(folder / "code" / "mbpp.jsonl", encoding="utf-8") as file:
-    solved += [(code.mbpp(r), r["code"]) for r in map(json.loads, file)]
+    solved += [
+      (programs.mbpp_tests(r), r["code"]) for r in map(json.loads, file)
+    ]
   return solved[:: max(len(solved) // count, 1)][:count]
 
 

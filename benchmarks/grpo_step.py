@@ -20,10 +20,11 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from grpo_jax import experience, sharding, types  # noqa: E402
+from grpo_jax import sharding, types  # noqa: E402
 from grpo_jax.losses import policy  # noqa: E402
 from grpo_jax.models import config, params  # noqa: E402
 from grpo_jax.rewards import combine  # noqa: E402
+from grpo_jax.rl import experience  # noqa: E402
 from grpo_jax.runs import process  # noqa: E402
 from grpo_jax.sampling import decode  # noqa: E402
 from grpo_jax.stages import rl  # noqa: E402

@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from grpo_jax import experience, sharding
+from grpo_jax import sharding
 from grpo_jax.losses import policy
 from grpo_jax.rewards.combine import Scores
+from grpo_jax.rl import experience
 from grpo_jax.sampling import decode
 from grpo_jax.stages import rl
 from grpo_jax.train import optimizer

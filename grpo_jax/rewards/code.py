@@ -13,18 +13,15 @@ that does not solve the problem: to know the tests by heart, from a prompt that
 shows them or from training data; and to pass tests that are weak.
 """
 
-import ast
 import concurrent.futures
 import contextlib
 import functools
 import json
 import os
 import pathlib
-import re
 import threading
-import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from grpo_jax import types
 from grpo_jax.rewards import format, terms
@@ -326,52 +323,3 @@ def _role(role, order, channel, limits, isolation):
 def _source(name: str) -> str:
   folder = pathlib.Path(sandbox.__file__).parent
   return (folder / name).read_text(encoding="utf-8")
-
-
-def human_eval(record: Mapping[str, Any]) -> str:
-  """The reference answer for a line of HumanEval, arXiv 2107.03374.
-
-  A completion may be the whole function or, as there, what follows its start.
-  """
-  name = record["entry_point"]
-  return json.dumps(
-    Asserts(
-      f"{record['test']}\ncheck({name})", [name], record["prompt"]
-    )._asdict()
-  )
-
-
-def mbpp(record: Mapping[str, Any]) -> str:
-  """The reference answer for a line of MBPP, arXiv 2108.07732.
-
-  The tests take from the program the names that the reference program defines
-  or the setup code assigns; modules that they name are imported for them.
-  """
-  asserts = "\n".join(record["test_list"])
-  setup = record["test_setup_code"]
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # Some programs have odd escapes.
-    program = ast.parse(f"{record['code']}\n{setup}")
-  defined = {
-    name
-    for node in ast.walk(program)
-    for name in (
-      [node.name]
-      if isinstance(node, ast.FunctionDef | ast.ClassDef)
-      else [node.id]
-      if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-      else []
-    )
-  }
-  used = {
-    node.id
-    for node in ast.walk(ast.parse(asserts))
-    if isinstance(node, ast.Name)
-  }
-  imports = re.findall(r"^import \w+", record["code"], re.MULTILINE)
-  imports = [line for line in imports if line.split()[1] in used]
-  return json.dumps(
-    Asserts(
-      asserts, sorted(used & defined), "\n".join(imports), setup
-    )._asdict()
-  )

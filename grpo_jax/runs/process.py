@@ -1,4 +1,4 @@
-"""How the process keeps host memory between steps.
+"""The process of a run: the memory it keeps, and the memory it took.
 
 XLA on a CPU allocates a step's temporaries anew at every call. By default
 glibc's malloc takes such blocks from the system each time and returns them, and
@@ -8,6 +8,10 @@ step.
 """
 
 import ctypes
+import resource
+import sys
+
+import jax
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -31,3 +35,15 @@ def keep_freed_memory() -> bool:
       (_M_TRIM_THRESHOLD, 2**31 - 1),
     )
   )
+
+
+def memory() -> dict[str, float]:
+  """Peak memory in GiB: this process, and its fullest device if known."""
+  unit = 1 if sys.platform == "darwin" else 1024
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+  metrics = {"memory/host_peak_gib": peak / 2**30}
+  stats = [device.memory_stats() for device in jax.local_devices()]
+  peaks = [s["peak_bytes_in_use"] for s in stats if s]
+  if peaks:
+    metrics["memory/device_peak_gib"] = max(peaks) / 2**30
+  return metrics

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors, experience, sharding
+from grpo_jax import configs, errors, sharding
 from grpo_jax.data import conversations, datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.losses import distill, policy
@@ -27,6 +27,7 @@ from grpo_jax.models import heads, moe, scoring, transformer
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
+from grpo_jax.rl import experience
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode

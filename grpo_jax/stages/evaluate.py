@@ -20,13 +20,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors, probes, sharding
-from grpo_jax import results as results_lib
+from grpo_jax import configs, errors, sharding
 from grpo_jax.data import datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
+from grpo_jax.evaluation import probes
+from grpo_jax.evaluation import results as results_lib
+from grpo_jax.evaluation.results import Answers
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
-from grpo_jax.results import Answers
 from grpo_jax.rewards import answer, combine
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import log as run_log

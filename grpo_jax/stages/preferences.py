@@ -29,7 +29,8 @@ import numpy as np
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from grpo_jax import annotation, configs, errors, sharding
+from grpo_jax import configs, errors, sharding
+from grpo_jax.curation import annotate
 from grpo_jax.data import datasets, prompts, records
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.rewards import combine
@@ -79,7 +80,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     config.source, mesh, frozen=True, **config.model
   )
   tok.save(workdir / "tokenizer")
-  policy = annotation.Policy(
+  policy = annotate.Policy(
     params,
     cfg,
     tok,
@@ -90,12 +91,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   )
   key = jax.random.key(config.seed)
   convert = {
-    "labels": annotation.labels_of,
+    "labels": annotate.labels_of,
     "pairs": functools.partial(
-      annotation.pairs_of, seed=config.seed, **config.pairs
+      annotate.pairs_of, seed=config.seed, **config.pairs
     ),
     "steps": functools.partial(
-      annotation.steps_of,
+      annotate.steps_of,
       policy=policy,
       rewards=config.rewards,
       key=jax.random.fold_in(key, _CONTINUATIONS),
@@ -135,14 +136,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
 
 
 def draw(
-  policy: annotation.Policy,
+  policy: annotate.Policy,
   problems: Sequence[Problem],
   encoded: Sequence[np.ndarray],
   key: Key[Array, ""],
   *,
   rewards: errors.Section,
   first_batch: int,
-) -> Iterator[annotation.Drawn]:
+) -> Iterator[annotate.Drawn]:
   """Yields completions of the problems, batch by batch, and their rewards."""
   size = policy.prompts_per_batch
   batches = generate.generate(
@@ -160,13 +161,11 @@ def draw(
   )
   for number, batch in enumerate(batches, start=first_batch):
     asked = encoded[number * size : (number + 1) * size]
-    yield annotation.Drawn(
-      number, asked, batch, annotation.score(rewards, batch)
-    )
+    yield annotate.Drawn(number, asked, batch, annotate.score(rewards, batch))
 
 
 def keep(
-  found: Iterator[annotation.Found], path: pathlib.Path, num_batches: int
+  found: Iterator[annotate.Found], path: pathlib.Path, num_batches: int
 ) -> bool:
   """Keeps what batches came to; returns whether all of them are kept.
 
@@ -199,9 +198,9 @@ def check(config: ConfigDict) -> None:
     config, configs.preferences(), free=("data", "sampling", "rewards")
   )
   errors.check_section("sampling", config.sampling, decode.SamplingParams)
-  errors.check_section("pairs", config.pairs, annotation.pairs_of, ("seed",))
+  errors.check_section("pairs", config.pairs, annotate.pairs_of, ("seed",))
   given = "policy", "rewards", "key"
-  errors.check_section("steps", config.steps, annotation.steps_of, given)
+  errors.check_section("steps", config.steps, annotate.steps_of, given)
   combine.check(config.rewards)
   kinds = ("labels", "pairs", "steps")
   if config.kind not in kinds:

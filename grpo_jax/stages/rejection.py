@@ -26,8 +26,9 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from grpo_jax import asking, configs, errors, sharding
-from grpo_jax.data import datasets, records, rewriting, selection
+from grpo_jax import configs, errors, sharding
+from grpo_jax.curation import ask, rewriting, selection
+from grpo_jax.data import datasets, records
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import log as run_log
@@ -62,9 +63,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   jax.set_mesh(mesh)
   data_dir = pathlib.Path(config.data_dir).expanduser()
   problems = datasets.load(**config.data.to_dict(), data_dir=data_dir)
-  tests = asking.test_sets(data_dir, **config.decontaminate.to_dict())
+  tests = ask.test_sets(data_dir, **config.decontaminate.to_dict())
   questions = {
-    name: asking.ask(
+    name: ask.ask(
       way,
       problems,
       tests,
@@ -86,7 +87,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   directory.claim(workdir, config.to_dict())
   sources = remember_sources(workdir, ways, questions)
   selected = selection.Selection(
-    dataclasses.replace(rules, tests=tests), asking.asked_again(questions)
+    dataclasses.replace(rules, tests=tests), ask.asked_again(questions)
   )
   if not sample(config, workdir, mesh, ways, questions, selected):
     return False
@@ -130,15 +131,15 @@ def sample(
   config: ConfigDict,
   workdir: pathlib.Path,
   mesh: Mesh,
-  ways: Mapping[str, asking.Way],
-  questions: Mapping[str, asking.Asking],
+  ways: Mapping[str, ask.Way],
+  questions: Mapping[str, ask.Asking],
   selected: selection.Selection,
 ) -> bool:
   """Samples and selects what is not in the run's file yet.
 
   Returns whether all of it is there.
   """
-  rows_of = {n: asking.batch_rows(asked) for n, asked in questions.items()}
+  rows_of = {n: ask.batch_rows(asked) for n, asked in questions.items()}
   sizes = [size for rows in rows_of.values() for size in rows]
   path = workdir / COMPLETIONS
   step = finished_batches(path, sizes)
@@ -172,9 +173,7 @@ def sample(
           first_batch=step - first,
         ):
           step += 1
-          rows = selected.select(
-            name, *asking.readable(batch, asked), way.rewrite
-          )
+          rows = selected.select(name, *ask.readable(batch, asked), way.rewrite)
           lines.append(*({"step": step} | row for row in rows))
           total = selected.total()
           seconds = timer.step()["time/step"]
@@ -197,7 +196,7 @@ def sample(
 
 def check(
   config: ConfigDict,
-) -> tuple[selection.Rules, dict[str, asking.Way]]:
+) -> tuple[selection.Rules, dict[str, ask.Way]]:
   """Returns rules and ways of a config that can be run.
 
   Raises:
@@ -209,7 +208,7 @@ def check(
     free=("data", "ways", "rewards", "keep", "filters", "sampling", "tests"),
   )
   errors.check_section("sampling", config.sampling, decode.SamplingParams)
-  errors.check_section("decontaminate", config.decontaminate, asking.test_sets)
+  errors.check_section("decontaminate", config.decontaminate, ask.test_sets)
   if not config.ways:
     raise errors.ConfigError("config.ways is empty: name a way to ask.")
   if config.prompts_per_batch < 1:
@@ -219,8 +218,8 @@ def check(
   ways = {}
   for name, section in config.to_dict()["ways"].items():
     where = f"ways.{name}"
-    errors.check_section(where, section, asking.Way)
-    way = ways[name] = asking.Way(**section)
+    errors.check_section(where, section, ask.Way)
+    way = ways[name] = ask.Way(**section)
     rewriting.check(way.rewrite, f"{where}.rewrite")
     fields = {**config.sampling} | dict(way.sampling)
     errors.check_section(f"{where}.sampling", fields, decode.SamplingParams)
@@ -234,8 +233,8 @@ def check(
 
 def remember_sources(
   workdir: pathlib.Path,
-  ways: Mapping[str, asking.Way],
-  questions: Mapping[str, asking.Asking],
+  ways: Mapping[str, ask.Way],
+  questions: Mapping[str, ask.Asking],
 ) -> dict[str, Any]:
   """Returns what is asked: path, step and tokenizer by the name of each way.
 
@@ -275,7 +274,7 @@ def finished_batches(path: pathlib.Path, sizes: Sequence[int]) -> int:
 
 
 def prompts_done(
-  questions: Mapping[str, asking.Asking], selected: selection.Selection
+  questions: Mapping[str, ask.Asking], selected: selection.Selection
 ) -> int:
   """Returns how many prompts were answered, over all ways."""
   return sum(

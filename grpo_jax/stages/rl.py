@@ -15,18 +15,21 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from grpo_jax import dynamic_sampling, experience, metrics, sharding
+from grpo_jax import sharding
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.losses import policy
 from grpo_jax.models import scoring
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards import combine
+from grpo_jax.rl import dynamic_sampling, experience
+from grpo_jax.rl import metrics as rl_metrics
 from grpo_jax.runs import log as run_log
-from grpo_jax.runs import progress, report
+from grpo_jax.runs import process, progress, report
 from grpo_jax.runs.signals import StopRequest
 from grpo_jax.sampling import decode, generate
 from grpo_jax.stages import evaluate, rl_setup
+from grpo_jax.train import loop
 from grpo_jax.train.update import make_update
 from grpo_jax.types import Experience, PromptBatch, Rollout
 
@@ -153,11 +156,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
           refreshed = jax.tree.map(jnp.copy, state.params)
           reference = trainable.policy(refreshed)
 
-      scalars = metrics.mean_over_updates(updates)
-      scalars |= metrics.rollout_metrics(groups, scores, data, old.entropy)
+      scalars = rl_metrics.mean_over_updates(updates)
+      scalars |= rl_metrics.rollout_metrics(groups, scores, data, old.entropy)
       scalars |= counts | curriculum.metrics()
       scalars["learning_rate"] = setup.learning_rate(state.step - 1)
-      metrics.require_finite(step, scalars)
+      loop.require_finite(step, scalars)
       completions.write(
         step,
         groups.problems,
@@ -171,7 +174,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
       seconds = timer.step()
       speed = scalars["num_tokens"] / seconds["time/step"]
       seconds["time/tokens_per_second"] = speed
-      scalars |= seconds | metrics.memory()
+      scalars |= seconds | process.memory()
       writer.write(step, scalars)
       table.show(step, scalars)
       if step % config.print_completions_every == 0:

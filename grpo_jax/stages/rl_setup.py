@@ -9,15 +9,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from grpo_jax import (
-  configs,
-  dynamic_sampling,
-  errors,
-  experience,
-  sharding,
-  value_model,
-)
-from grpo_jax.data import curriculum as curriculum_lib
+from grpo_jax import configs, errors, sharding
 from grpo_jax.data import datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.losses import advantages, policy
@@ -27,6 +19,8 @@ from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards import combine
+from grpo_jax.rl import curriculum as curriculum_lib
+from grpo_jax.rl import dynamic_sampling, experience, value_model
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode

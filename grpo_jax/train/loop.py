@@ -5,6 +5,7 @@ from. Here is what they share: checkpoints, going on where a run was stopped,
 the log, the progress line.
 """
 
+import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +14,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jax.sharding import Mesh
 
-from grpo_jax import metrics, sharding
+from grpo_jax import sharding
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.params import Params, Specs
-from grpo_jax.runs import directory, progress
+from grpo_jax.runs import directory, process, progress
 from grpo_jax.runs import log as run_log
 from grpo_jax.runs.signals import StopRequest
 from grpo_jax.train import checkpoint
@@ -181,14 +182,14 @@ def train(
       if step % log_every == 0 or step == total_steps:
         scalars = sharding.to_host(scalars)
         seconds = timer.step()
-        scalars |= seconds | metrics.memory()
+        scalars |= seconds | process.memory()
         scalars["learning_rate"] = learning_rate(step - 1)
         scalars["num_tokens"] = num_tokens(batch)
         scalars["time/tokens_per_second"] = tokens / seconds["time/step"]
         tokens = 0
         writer.write(step, scalars)
         table.show(step, scalars)
-        metrics.require_finite(step, scalars)
+        require_finite(step, scalars)
       # Last, so that a checkpoint never knows of a step that no file tells of.
       if step % checkpoint_every == 0:
         save()
@@ -201,3 +202,13 @@ def train(
 def text_tokens(batch: Any) -> int:
   """The tokens of a batch that has `segments`: 0 where there is padding."""
   return int(np.count_nonzero(batch.segments))
+
+
+def require_finite(step: int, metrics: Mapping[str, Any]) -> None:
+  """Raises FloatingPointError where the loss or the gradient has diverged."""
+  for name in ("loss", "grad_norm"):
+    if not math.isfinite(metrics[name]):
+      raise FloatingPointError(
+        f"{name} is {metrics[name]} at step {step}: lower the learning rate, or"
+        " go on from an earlier checkpoint with another seed."
+      )

@@ -21,10 +21,11 @@ import transformers
 from flax import traverse_util
 from safetensors import numpy as safetensors_numpy
 
-from grpo_jax import experience, sharding
+from grpo_jax import sharding
 from grpo_jax.losses import weighting
 from grpo_jax.models import heads, hf, lora, scoring, transformer
 from grpo_jax.models import params as params_lib
+from grpo_jax.rl import experience
 from grpo_jax.runs import directory
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode

@@ -9,6 +9,7 @@ import mutations
 import pytest
 
 from grpo_jax import types
+from grpo_jax.data.sources import programs
 from grpo_jax.rewards import code, combine
 from grpo_jax.rewards.isolation import sandbox
 
@@ -49,13 +50,17 @@ def solved(shared_data):
   with gzip.open(folder / "HumanEval.jsonl.gz", "rt", encoding="utf-8") as file:
     records = list(map(json.loads, file))
   found = [
-    (r["task_id"], r["prompt"] + r["canonical_solution"], code.human_eval(r))
+    (
+      r["task_id"],
+      r["prompt"] + r["canonical_solution"],
+      programs.humaneval_tests(r),
+    )
     for r in records
   ]
   text = (folder / "mbpp.jsonl").read_text(encoding="utf-8")
   for record in map(json.loads, text.splitlines()):
     name = f"MBPP/{record['task_id']}"
-    found.append((name, record["code"], code.mbpp(record)))
+    found.append((name, record["code"], programs.mbpp_tests(record)))
   assert len(found) == 164 + 974
   return found
 

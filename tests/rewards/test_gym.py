@@ -6,7 +6,8 @@ import pytest
 
 from grpo_jax import types
 from grpo_jax.data import datasets
-from grpo_jax.rewards import answer, gym
+from grpo_jax.data.sources import gym_entries
+from grpo_jax.rewards import answer
 from grpo_jax.rewards.isolation import workers
 
 SMALL = dict(train_size=12, test_size=3)
@@ -41,13 +42,13 @@ def score(problem, text):
   ],
 )
 def test_what_is_packed_comes_back_as_it_was(value):
-  back = gym.unpack(gym.pack(value))
+  back = gym_entries.unpack(gym_entries.pack(value))
   assert back == value and repr(back) == repr(value)
 
 
 def test_what_cannot_come_back_is_not_packed():
   with pytest.raises(ValueError, match="set"):
-    gym.pack([{1, 2}])
+    gym_entries.pack([{1, 2}])
 
 
 def test_problems_are_kept_and_their_own_scorer_grades_them(tmp_path):
@@ -128,7 +129,7 @@ PROBES = (
 
 def problem_of(task):
   question, reference, details = next(
-    gym.entries(task, count=1, seed=5, config={})
+    gym_entries.entries(task, count=1, seed=5, config={})
   )
   return types.Problem(question, reference, "reasoning_gym", "", details)
 
@@ -136,7 +137,9 @@ def problem_of(task):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "task",
-  sorted(set(gym.factory.DATASETS) - {*gym.REFUSED, "composite"}),
+  sorted(
+    set(gym_entries.factory.DATASETS) - {*gym_entries.REFUSED, "composite"}
+  ),
 )
 def test_no_scorer_that_is_allowed_runs_text_or_does_what_workers_refuse(task):
   problem = problem_of(task)
@@ -152,7 +155,7 @@ def test_no_scorer_that_is_allowed_runs_text_or_does_what_workers_refuse(task):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", gym.REFUSED)
+@pytest.mark.parametrize("task", gym_entries.REFUSED)
 def test_every_scorer_that_is_refused_runs_text(task):
   ran = []
   watched = [True]
@@ -162,7 +165,7 @@ def test_every_scorer_that_is_refused_runs_text(task):
       ran.append(arguments[0])
 
   sys.addaudithook(hook)
-  dataset = gym.reasoning_gym.create_dataset(task, seed=5, size=3)
+  dataset = gym_entries.reasoning_gym.create_dataset(task, seed=5, size=3)
   entry = dataset[0]
   ran.clear()
   for text in (*PROBES, str(entry["answer"])):
@@ -173,7 +176,7 @@ def test_every_scorer_that_is_refused_runs_text(task):
   watched[0] = False
   assert ran
   with pytest.raises(ValueError, match="as code"):
-    gym.check(task, {})
+    gym_entries.check(task, {})
 
 
 def test_an_answer_that_would_hang_a_scorer_is_wrong_at_its_deadline():

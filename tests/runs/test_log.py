@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from grpo_jax import metrics, types
+from grpo_jax import types
 from grpo_jax.rewards import combine
 from grpo_jax.runs import log as run_log
+from grpo_jax.runs import process
 
 PROBLEM = types.Problem("How many?", "three\n#### 3", "gsm8k", "How many?")
 
@@ -107,7 +108,7 @@ class TestWriter:
 
   def test_a_history_leaves_out_times_and_memory(self, tmp_path):
     writer = run_log.Writer(tmp_path)
-    writer.write(1, {"kl": 0.5, "time/step": 1.0} | metrics.memory())
+    writer.write(1, {"kl": 0.5, "time/step": 1.0} | process.memory())
     writer.close()
     assert run_log.history(tmp_path) == [{"step": 1, "kl": 0.5}]
 

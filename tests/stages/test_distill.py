@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import test_resume
 
-from grpo_jax import configs, experience, sharding
+from grpo_jax import configs, sharding
 from grpo_jax.data import records
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import scoring, transformer
+from grpo_jax.rl import experience
 from grpo_jax.runs import directory
 from grpo_jax.runs import log as run_log
 from grpo_jax.runs import source as source_lib

@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from grpo_jax import configs, results, types
+from grpo_jax import configs, types
 from grpo_jax.data import datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
+from grpo_jax.evaluation import results
 from grpo_jax.rewards import answer
 from grpo_jax.runs import directory
 from grpo_jax.sampling import decode

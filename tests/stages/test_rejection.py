@@ -15,7 +15,8 @@ import optax
 import pytest
 import tensorflow_datasets as tfds
 
-from grpo_jax import asking, configs
+from grpo_jax import configs
+from grpo_jax.curation import ask
 from grpo_jax.data import datasets, prompts, records
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.runs import directory
@@ -339,7 +340,7 @@ def test_a_source_that_went_on_is_not_mixed_with_what_was_sampled(
   c = load_config(folder)
   _, ways = rejection.check(c)
   questions = {
-    n: asking.ask(way, [], None, sampling={}, prompts_per_batch=1)
+    n: ask.ask(way, [], None, sampling={}, prompts_per_batch=1)
     for n, way in ways.items()
   }
   first = rejection.remember_sources(tmp_path, ways, questions)

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import configs, experience
+from grpo_jax import configs
 from grpo_jax.losses import policy
 from grpo_jax.models import scoring
 from grpo_jax.reward_models import learned, saved
 from grpo_jax.rewards import combine
+from grpo_jax.rl import experience
 from grpo_jax.sampling import decode
 from grpo_jax.stages import rl, rl_setup
 from grpo_jax.train import update

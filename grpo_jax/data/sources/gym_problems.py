@@ -33,7 +33,7 @@ def problems(
     config: fields of the task's config that differ from its default.
   """
   try:
-    from grpo_jax.rewards import gym
+    from grpo_jax.data.sources import gym_entries
   except ImportError as error:
     raise ValueError(
       "The dataset reasoning_gym needs a package that is not installed: pip"
@@ -42,19 +42,19 @@ def problems(
   if min(train_size, test_size) < 1:
     raise ValueError(f"{train_size=} and {test_size=} must be at least 1.")
   config = dict(config or {})
-  gym.check(task, config)
+  gym_entries.check(task, config)
   sizes = {"train": train_size, "test": test_size}
   # One question in ten is for testing; some tasks repeat questions.
   most = 1_000 + 2 * max(train_size, 10 * test_size)
   code = recipes.fingerprint(
     importlib.metadata.version("reasoning-gym"),
-    inspect.getsource(gym),
-    gym.pack(config),
+    inspect.getsource(gym_entries),
+    gym_entries.pack(config),
   )
 
   def splits(_: tfds.download.DownloadManager) -> recipes.Splits:
     found = {split: {} for split in sizes}
-    for question, answer, details in gym.entries(
+    for question, answer, details in gym_entries.entries(
       task, count=most, seed=seed, config=config
     ):
       split = tasks.split_of((question,))

@@ -12,7 +12,6 @@ from typing import Any
 
 from grpo_jax.data import recipes
 from grpo_jax.data.sources import local
-from grpo_jax.rewards import code
 
 _HUMANEVAL = (
   "Complete the following Python function. Answer with the whole function in"
@@ -43,7 +42,7 @@ def humaneval(*, path: str | None = None) -> recipes.Recipe:
       "test": (
         {
           "question": _HUMANEVAL.replace("{start}", record["prompt"]),
-          "answer": code.human_eval(record),
+          "answer": humaneval_tests(record),
         }
         for record in _records(file, ("prompt", "test", "entry_point"))
       )
@@ -70,7 +69,7 @@ def mbpp(*, path: str | None = None) -> recipes.Recipe:
         question = _MBPP.replace("{tests}", tests)
         yield {
           "question": question.replace("{text}", record["text"].strip()),
-          "answer": code.mbpp(record),
+          "answer": mbpp_tests(record),
         }
 
   return _recipe(
@@ -80,12 +79,61 @@ def mbpp(*, path: str | None = None) -> recipes.Recipe:
   )
 
 
+def humaneval_tests(record: Mapping[str, Any]) -> str:
+  """The reference answer for a line of HumanEval, arXiv 2107.03374.
+
+  A completion may be the whole function or, as there, what follows its start.
+  """
+  name = record["entry_point"]
+  return json.dumps(
+    Asserts(
+      f"{record['test']}\ncheck({name})", [name], record["prompt"]
+    )._asdict()
+  )
+
+
+def mbpp_tests(record: Mapping[str, Any]) -> str:
+  """The reference answer for a line of MBPP, arXiv 2108.07732.
+
+  The tests take from the program the names that the reference program defines
+  or the setup code assigns; modules that they name are imported for them.
+  """
+  asserts = "\n".join(record["test_list"])
+  setup = record["test_setup_code"]
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Some programs have odd escapes.
+    program = ast.parse(f"{record['code']}\n{setup}")
+  defined = {
+    name
+    for node in ast.walk(program)
+    for name in (
+      [node.name]
+      if isinstance(node, ast.FunctionDef | ast.ClassDef)
+      else [node.id]
+      if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+      else []
+    )
+  }
+  used = {
+    node.id
+    for node in ast.walk(ast.parse(asserts))
+    if isinstance(node, ast.Name)
+  }
+  imports = re.findall(r"^import \w+", record["code"], re.MULTILINE)
+  imports = [line for line in imports if line.split()[1] in used]
+  return json.dumps(
+    Asserts(
+      asserts, sorted(used & defined), "\n".join(imports), setup
+    )._asdict()
+  )
+
+
 def _recipe(name, file, splits) -> recipes.Recipe:
   made = recipes.fingerprint(
     _HUMANEVAL,
     _MBPP,
-    inspect.getsource(code.human_eval),
-    inspect.getsource(code.mbpp),
+    inspect.getsource(humaneval_tests),
+    inspect.getsource(mbpp_tests),
   )
   return recipes.Recipe(
     key=f"{recipes.content_hash([file])}-{made}",

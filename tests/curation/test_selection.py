@@ -9,7 +9,7 @@ import pytest
 from judge_server import chat, honest, serving
 
 from grpo_jax import errors, types
-from grpo_jax.data import decontamination, selection
+from grpo_jax.curation import decontamination, selection
 
 SUM = types.Problem("25,22,13,19=35?", "22+13", "pair_sum", "")
 OTHER = types.Problem("25,22,13,19=38?", "25+13", "pair_sum", "")

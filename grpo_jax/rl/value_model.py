@@ -17,7 +17,6 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from grpo_jax import experience
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.losses import value as value_lib
 from grpo_jax.models import heads, scoring
@@ -25,6 +24,7 @@ from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.reward_models import saved
+from grpo_jax.rl import experience
 from grpo_jax.runs import source as source_lib
 from grpo_jax.train.state import TrainState
 from grpo_jax.train.update import make_update

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from grpo_jax import types
-from grpo_jax.data import curriculum, prompts
+from grpo_jax.data import prompts
 from grpo_jax.data.tokenizers import tokenizer
+from grpo_jax.rl import curriculum
 
 P = 4
 

@@ -7,28 +7,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import metrics, types
+from grpo_jax import types
+from grpo_jax.evaluation import metrics
 from grpo_jax.rewards import combine
+from grpo_jax.rl import metrics as rl_metrics
+from grpo_jax.runs import process
+from grpo_jax.train import loop
 
 PROBLEM = types.Problem("How many?", "three\n#### 3", "gsm8k", "How many?")
 
 
 def test_the_peak_of_memory_is_in_gib():
   ballast = np.ones(2**22)
-  assert ballast.nbytes / 2**30 < metrics.memory()["memory/host_peak_gib"] < 64
+  assert ballast.nbytes / 2**30 < process.memory()["memory/host_peak_gib"] < 64
 
 
 def test_a_loss_that_is_not_finite_ends_the_run():
-  metrics.require_finite(3, {"loss": jnp.float32(1.0), "grad_norm": 0.0})
+  loop.require_finite(3, {"loss": jnp.float32(1.0), "grad_norm": 0.0})
   with pytest.raises(FloatingPointError, match="loss is nan at step 3"):
-    metrics.require_finite(3, {"loss": math.nan, "grad_norm": 0.0})
+    loop.require_finite(3, {"loss": math.nan, "grad_norm": 0.0})
   with pytest.raises(FloatingPointError, match="grad_norm is inf"):
-    metrics.require_finite(3, {"loss": 0.0, "grad_norm": jnp.float32(jnp.inf)})
+    loop.require_finite(3, {"loss": 0.0, "grad_norm": jnp.float32(jnp.inf)})
 
 
 def test_a_step_shows_the_mean_of_its_updates():
   updates = [{"loss": jnp.float32(1.0), "kl": 0.0}, {"loss": 2.0, "kl": 0.5}]
-  assert metrics.mean_over_updates(updates) == {"loss": 1.5, "kl": 0.25}
+  assert rl_metrics.mean_over_updates(updates) == {"loss": 1.5, "kl": 0.25}
 
 
 def scores_of(rewards, valid=None, **terms):

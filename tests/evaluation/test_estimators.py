@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from grpo_jax import estimators
+from grpo_jax.evaluation import estimators
 
 
 @pytest.mark.parametrize("samples", [1, 2, 5, 7])

@@ -1,59 +1,17 @@
-"""Scalars to log: what rewards and completions were like, and memory.
+"""Scalars to log: what rewards and completions were like.
 
 P prompts, G completions each, N completion slots; B = P * G rows.
 """
 
 import math
-import resource
-import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
-from grpo_jax import dynamic_sampling, types
-from grpo_jax.losses import correction, value
+from grpo_jax import types
 from grpo_jax.rewards import combine
 from grpo_jax.rewards import format as reward_format
-
-
-def memory() -> dict[str, float]:
-  """Peak memory in GiB: this process, and its fullest device if known."""
-  unit = 1 if sys.platform == "darwin" else 1024
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-  metrics = {"memory/host_peak_gib": peak / 2**30}
-  stats = [device.memory_stats() for device in jax.local_devices()]
-  peaks = [s["peak_bytes_in_use"] for s in stats if s]
-  if peaks:
-    metrics["memory/device_peak_gib"] = max(peaks) / 2**30
-  return metrics
-
-
-def rollout_metrics(
-  groups: dynamic_sampling.Groups,
-  scores: combine.Scores,
-  data: types.Experience,
-  entropy: Float[np.ndarray, "P G N"],
-) -> dict[str, float]:
-  """What the completions of a step were like, what they earned, and the gap.
-
-  `entropy`, in nats, is the mean over their tokens, `num_tokens` their number,
-  `sampling/<name>` what `correction.sampler_gap` tells of trainer and sampler.
-  """
-  mask = data.completion_mask
-  gap = correction.sampler_gap(data.old_logprobs, data.sampler_logprobs, mask)
-  return {
-    **reward_metrics(scores, mask.shape[1]),
-    **source_metrics(scores, groups.problems),
-    **completion_metrics(groups.texts, mask, groups.rollout.truncated),
-    **value_metrics(data),
-    **{f"sampling/{name}": x for name, x in gap.items()},
-    "entropy": float(entropy[mask].mean()),
-    "num_tokens": int(mask.sum()),
-  }
 
 
 def reward_metrics(
@@ -145,37 +103,3 @@ def completion_metrics(
     "completions/clipped_ratio": float(np.asarray(truncated).mean()),
     "completions/reflection_words": mean_reflection_words(completions),
   }
-
-
-def value_metrics(data: types.Experience) -> dict[str, float]:
-  """`value/explained_variance` of the returns, before the update.
-
-  Over all tokens whose return is known; empty where there are no values.
-  """
-  if data.values is None:
-    return {}
-  known = data.completion_mask & ~np.isnan(data.returns)
-  explained = value.explained_variance(
-    *(jnp.where(known, x, 0.0) for x in (data.values, data.returns)), known
-  )
-  return {"value/explained_variance": float(explained)}
-
-
-def mean_over_updates(
-  updates: Sequence[Mapping[str, Any]],
-) -> dict[str, float]:
-  """The mean of each metric over the optimizer updates of one step."""
-  return {
-    name: float(np.mean([update[name] for update in updates]))
-    for name in updates[0]
-  }
-
-
-def require_finite(step: int, metrics: Mapping[str, Any]) -> None:
-  """Raises FloatingPointError where the loss or the gradient has diverged."""
-  for name in ("loss", "grad_norm"):
-    if not math.isfinite(metrics[name]):
-      raise FloatingPointError(
-        f"{name} is {metrics[name]} at step {step}: lower the learning rate, or"
-        " go on from an earlier checkpoint with another seed."
-      )

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from grpo_jax import errors
-from grpo_jax.data import decontamination
+from grpo_jax.curation import decontamination
 from grpo_jax.rewards import format, parts
 from grpo_jax.rewards import language as language_lib
 from grpo_jax.types import Problem

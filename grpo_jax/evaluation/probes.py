@@ -21,14 +21,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from grpo_jax import errors, results, sharding
+from grpo_jax import errors, sharding
 from grpo_jax.data import datasets as datasets_lib
 from grpo_jax.data import text
 from grpo_jax.data.tokenizers import tokenizer
+from grpo_jax.evaluation import results
+from grpo_jax.evaluation.results import Answers, Measured
 from grpo_jax.models import scoring
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
-from grpo_jax.results import Answers, Measured
 from grpo_jax.rewards import language
 from grpo_jax.runs import source as source_lib
 from grpo_jax.types import TextBatch

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from grpo_jax.data import datasets, decontamination, prompts, worked_examples
+from grpo_jax.curation import decontamination, worked_examples
+from grpo_jax.data import datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode, generate

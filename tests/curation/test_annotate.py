@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from grpo_jax import annotation, types
+from grpo_jax import types
+from grpo_jax.curation import annotate
 from grpo_jax.sampling import generate
 
 PROBLEMS, GROUP = 12, 6
@@ -31,7 +32,7 @@ def drawn():
   batch = generate.Completions(
     problems, texts, rng.integers(1, 9, rows), rng.random(rows) < 0.1
   )
-  return annotation.Drawn(0, [np.zeros(1, np.int32)] * PROBLEMS, batch, rewards)
+  return annotate.Drawn(0, [np.zeros(1, np.int32)] * PROBLEMS, batch, rewards)
 
 
 def usable(drawn, problem):
@@ -45,7 +46,7 @@ def usable(drawn, problem):
 
 
 def test_all_pairs_that_differ_enough_are_found(drawn):
-  rows, counts = annotation.pairs_of(drawn, margin=0.25, per_problem=99, seed=0)
+  rows, counts = annotate.pairs_of(drawn, margin=0.25, per_problem=99, seed=0)
   want = [
     (f"q{problem}", chosen, rejected)
     for problem in range(PROBLEMS)
@@ -66,21 +67,21 @@ def test_all_pairs_that_differ_enough_are_found(drawn):
 
 def test_the_pairs_of_a_problem_do_not_depend_on_its_batch(drawn):
   options = dict(margin=0.0, per_problem=2, seed=3)
-  whole, _ = annotation.pairs_of(drawn, **options)
+  whole, _ = annotate.pairs_of(drawn, **options)
   apart = []
   for problem in range(PROBLEMS):
     rows = slice(problem * GROUP, (problem + 1) * GROUP)
     batch = generate.Completions(*(x[rows] for x in drawn.completions))
-    part = annotation.Drawn(7, drawn.prompts[:1], batch, drawn.rewards[rows])
-    apart += annotation.pairs_of(part, **options)[0]
+    part = annotate.Drawn(7, drawn.prompts[:1], batch, drawn.rewards[rows])
+    apart += annotate.pairs_of(part, **options)[0]
   assert whole == apart
-  other, _ = annotation.pairs_of(drawn, **options | dict(seed=4))
+  other, _ = annotate.pairs_of(drawn, **options | dict(seed=4))
   assert other != whole
   assert len(other) == len(whole) <= 2 * PROBLEMS
 
 
 def test_each_completion_that_ended_has_its_label_once(drawn):
-  rows, _ = annotation.labels_of(drawn)
+  rows, _ = annotate.labels_of(drawn)
   found = [(row["question"], row["completion"], row["label"]) for row in rows]
   want = [
     (f"q{problem}", text, reward)
@@ -92,4 +93,4 @@ def test_each_completion_that_ended_has_its_label_once(drawn):
 
 def test_a_reward_outside_of_0_to_1_is_no_label(drawn):
   with pytest.raises(ValueError, match="earns 1.5, which is no label"):
-    annotation.labels_of(drawn._replace(rewards=drawn.rewards * 0 + 1.5))
+    annotate.labels_of(drawn._replace(rewards=drawn.rewards * 0 + 1.5))

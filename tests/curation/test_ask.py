@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from grpo_jax import asking, types
+from grpo_jax import types
+from grpo_jax.curation import ask
 from grpo_jax.sampling import decode, generate
 
 
@@ -14,8 +15,8 @@ def test_thinking_that_the_prompt_opened_is_opened_by_the_text():
     np.array([3, 9]),
     np.array([False, True]),
   )
-  asked = asking.Asking(None, [], [], 1, decode.SamplingParams(), "User:", {})
-  problems, texts, lengths, truncated = asking.readable(batch, asked)
+  asked = ask.Asking(None, [], [], 1, decode.SamplingParams(), "User:", {})
+  problems, texts, lengths, truncated = ask.readable(batch, asked)
   assert texts == ["<think>so</think>a"] * 2
   assert [p.prompt for p in problems] == ["User: q\nAssistant:"] * 2
   assert lengths.tolist() == [3, 9]
@@ -25,5 +26,5 @@ def test_thinking_that_the_prompt_opened_is_opened_by_the_text():
 def test_batches_hold_all_completions_and_the_last_is_smaller():
   problems = [types.Problem("q", "a", "pair_sum", "q")] * 7
   sampling = decode.SamplingParams(group_size=3)
-  asked = asking.Asking(None, problems, [], 4, sampling, "", {})
-  assert asking.batch_rows(asked) == [12, 9]
+  asked = ask.Asking(None, problems, [], 4, sampling, "", {})
+  assert ask.batch_rows(asked) == [12, 9]

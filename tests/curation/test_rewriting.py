@@ -6,7 +6,7 @@ import pytest
 from judge_server import chat, serving
 
 from grpo_jax import errors, types
-from grpo_jax.data import rewriting
+from grpo_jax.curation import rewriting
 from grpo_jax.rewards import format
 
 PROBLEM = types.Problem("25,22,13,19=35?", "22+13", "pair_sum", "")

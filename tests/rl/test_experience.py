@@ -5,10 +5,11 @@ import jax
 import numpy as np
 import pytest
 
-from grpo_jax import experience, types
+from grpo_jax import types
 from grpo_jax.losses import weighting as weighting_lib
 from grpo_jax.models import scoring
 from grpo_jax.rewards import combine
+from grpo_jax.rl import experience
 
 LENGTHS = [[4, 1], [2, 6], [6, 3], [1, 1]]
 

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
 from grpo_jax import errors
-from grpo_jax.data import decontamination, filters, rewriting
+from grpo_jax.curation import decontamination, filters, rewriting
 from grpo_jax.rewards import combine
 from grpo_jax.types import Problem
 

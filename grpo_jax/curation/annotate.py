@@ -18,8 +18,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
-from grpo_jax import errors, metrics
+from grpo_jax import errors
 from grpo_jax.data.tokenizers import tokenizer
+from grpo_jax.evaluation import metrics
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.reward_models import learned

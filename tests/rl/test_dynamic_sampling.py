@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from grpo_jax import dynamic_sampling, types
+from grpo_jax import types
 from grpo_jax.rewards import combine
+from grpo_jax.rl import dynamic_sampling
 
 NAN = np.nan
 

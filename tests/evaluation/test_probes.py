@@ -5,8 +5,9 @@ import jax
 import numpy as np
 import pytest
 
-from grpo_jax import errors, probes, results, types
+from grpo_jax import errors, types
 from grpo_jax.data.tokenizers import tokenizer
+from grpo_jax.evaluation import probes, results
 from grpo_jax.models import scoring
 from grpo_jax.rewards import combine
 

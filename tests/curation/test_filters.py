@@ -5,7 +5,7 @@ import json
 import pytest
 
 from grpo_jax import errors, types
-from grpo_jax.data import filters
+from grpo_jax.curation import filters
 
 PROBLEM = types.Problem("25,22,13,19=35?", "22+13", "pair_sum", "")
 GOOD = "<think>We add and check.\n\nIt holds.</think> <answer>22+13</answer>"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from grpo_jax import types
-from grpo_jax.rewards import answer, code, consensus
+from grpo_jax.evaluation import consensus
+from grpo_jax.rewards import answer, code
 
 
 def votes(source, reference, texts, question="q"):

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from grpo_jax import estimators, metrics, types
-from grpo_jax.rewards import combine, consensus
+from grpo_jax import types
+from grpo_jax.evaluation import consensus, estimators, metrics
+from grpo_jax.rewards import combine
 from grpo_jax.runs import log as run_log
 
 _PERCENTILES = (1, 5, 25, 50, 75, 95, 99)

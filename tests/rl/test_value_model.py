@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import experience, value_model
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import params as params_lib
 from grpo_jax.models import scoring
 from grpo_jax.reward_models import learned, saved
 from grpo_jax.rewards import combine
+from grpo_jax.rl import experience, value_model
 from grpo_jax.train import checkpoint, optimizer, update
 from grpo_jax.train import state as state_lib
 from grpo_jax.types import Rollout

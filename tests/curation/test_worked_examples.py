@@ -3,7 +3,8 @@
 import pytest
 
 from grpo_jax import types
-from grpo_jax.data import records, worked_examples
+from grpo_jax.curation import worked_examples
+from grpo_jax.data import records
 from grpo_jax.data.sources import tasks
 from grpo_jax.rewards import format
 

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from grpo_jax import estimators, results, types
+from grpo_jax import types
+from grpo_jax.evaluation import estimators, results
 from grpo_jax.rewards import combine
 
 QUESTION = "22,13,10,11=35?"

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from grpo_jax.data import datasets, decontamination
+from grpo_jax.curation import decontamination
+from grpo_jax.data import datasets
 
 
 def shares(text, questions, n):

@@ -1,0 +1,1 @@
+"""Completions into data: asked, filtered, rewritten, labelled, selected."""

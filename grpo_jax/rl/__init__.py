@@ -1,0 +1,1 @@
+"""Reinforcement learning: what is drawn, what it earned, what is learned."""

@@ -1,0 +1,69 @@
+"""Scalars of a step: what was drawn, what it earned, what the values knew.
+
+P prompts, G completions each, N completion slots; B = P * G rows.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from grpo_jax import types
+from grpo_jax.evaluation.metrics import (
+  completion_metrics,
+  reward_metrics,
+  source_metrics,
+)
+from grpo_jax.losses import correction, value
+from grpo_jax.rewards import combine
+from grpo_jax.rl import dynamic_sampling
+
+
+def rollout_metrics(
+  groups: dynamic_sampling.Groups,
+  scores: combine.Scores,
+  data: types.Experience,
+  entropy: Float[np.ndarray, "P G N"],
+) -> dict[str, float]:
+  """What the completions of a step were like, what they earned, and the gap.
+
+  `entropy`, in nats, is the mean over their tokens, `num_tokens` their number,
+  `sampling/<name>` what `correction.sampler_gap` tells of trainer and sampler.
+  """
+  mask = data.completion_mask
+  gap = correction.sampler_gap(data.old_logprobs, data.sampler_logprobs, mask)
+  return {
+    **reward_metrics(scores, mask.shape[1]),
+    **source_metrics(scores, groups.problems),
+    **completion_metrics(groups.texts, mask, groups.rollout.truncated),
+    **value_metrics(data),
+    **{f"sampling/{name}": x for name, x in gap.items()},
+    "entropy": float(entropy[mask].mean()),
+    "num_tokens": int(mask.sum()),
+  }
+
+
+def value_metrics(data: types.Experience) -> dict[str, float]:
+  """`value/explained_variance` of the returns, before the update.
+
+  Over all tokens whose return is known; empty where there are no values.
+  """
+  if data.values is None:
+    return {}
+  known = data.completion_mask & ~np.isnan(data.returns)
+  explained = value.explained_variance(
+    *(jnp.where(known, x, 0.0) for x in (data.values, data.returns)), known
+  )
+  return {"value/explained_variance": float(explained)}
+
+
+def mean_over_updates(
+  updates: Sequence[Mapping[str, Any]],
+) -> dict[str, float]:
+  """The mean of each metric over the optimizer updates of one step."""
+  return {
+    name: float(np.mean([update[name] for update in updates]))
+    for name in updates[0]
+  }
