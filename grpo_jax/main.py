@@ -13,9 +13,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from grpo_jax import configs
+from grpo_jax import configs, stages
 from grpo_jax.runs import process
-from grpo_jax.stages.chain import STAGES
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Experiment, such as experiments/r1_zero.py[:ARGUMENT]."
@@ -37,10 +36,8 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Libraries tell much at INFO.
   config = _CONFIG.value
   workdir = pathlib.Path(_WORKDIR.value or default_workdir())
-  if config.stage not in STAGES:
-    sys.exit(f"config.stage={config.stage!r} must be one of {tuple(STAGES)}.")
   try:
-    STAGES[config.stage](config, workdir)
+    stages.load(config.stage).run(config, workdir)
   except (ValueError, OSError) as error:
     if not _is_for_the_user(error):
       raise

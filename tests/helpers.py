@@ -13,7 +13,7 @@ from flax import traverse_util
 from grpo_jax import sharding
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig, RopeScaling
-from grpo_jax.types import PromptBatch
+from grpo_jax.types import Completions, Problem, PromptBatch, Rewards, Rollout
 
 EIGHT = dict(data=2, fsdp=2, tensor=2)
 
@@ -152,6 +152,20 @@ def make_completions(lengths, slots: int, vocab_size: int = 32, seed: int = 0):
     0, vocab_size, (*lengths.shape, slots), dtype=np.int32
   )
   return tokens, np.arange(slots) < lengths[..., None]
+
+
+def earning(rollout: Rollout, rewards: Rewards) -> Completions:
+  """Completions of a rollout, without text, that earned these rewards."""
+  rows = rollout.completion_mask.shape[0] * rollout.completion_mask.shape[1]
+  return Completions(
+    [Problem("q", "a", "pair_sum", "q")] * rows,
+    [""] * rows,
+    rollout.completion_mask.sum(axis=-1).ravel(),
+    np.asarray(rollout.truncated).ravel(),
+    rollout.completion_mask.shape[1],
+    rewards,
+    rollout,
+  )
 
 
 def assert_trees_close(actual, expected, rtol=1e-5, atol=1e-6):

@@ -102,7 +102,10 @@ def rl() -> config_dict.ConfigDict:
   c.schedule = dict()
   c.rewards = dict(accuracy=1.0, format=1.0)
   # With a value model: what `experience.token_advantages` reads.
-  c.advantages = dict(scale="std")
+  c.advantages = dict(kind="group", scale="std")
+  # What `losses.correction.CORRECTIONS` has against the gap of sampler and
+  # trainer, with its options.
+  c.correction = dict(kind="none")
   # PPO: what `value()` returns.
   c.value = None
   # Names in `losses.policy.OBJECTIVES` and `losses.weighting.WEIGHTINGS`.

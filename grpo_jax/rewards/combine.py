@@ -77,26 +77,6 @@ class Term(NamedTuple):
   on_device: bool
 
 
-class Scores(NamedTuple):
-  """What the completions earned.
-
-  Attributes:
-    rewards: the weighted sum of the terms; finite, and 0 where not valid.
-    valid: False where a term of nonzero weight that applies gave no score
-      (None), or one that decides whether it counts. Such a row leaves its
-      group's mean and standard deviation.
-    terms: each term before its weight; NaN where it gave no score, and where it
-      does not apply.
-    metrics: what terms have to log beside their scores, by `<term>/<name>`;
-      NaN where there is none.
-  """
-
-  rewards: Float[np.ndarray, " B"]
-  valid: Bool[np.ndarray, " B"]
-  terms: dict[str, Float[np.ndarray, " B"]]
-  metrics: Mapping[str, Float[np.ndarray, " B"]] = {}
-
-
 def check(section: errors.Section) -> None:
   """Raises ConfigError unless `section` is a config of rewards; see `score`.
 
@@ -145,7 +125,7 @@ def score(
   lengths: Int[np.ndarray, " B"] | None = None,
   truncated: Bool[np.ndarray, " B"] | None = None,
   step: int | None = None,
-) -> Scores:
+) -> types.Rewards:
   """Weighs the rewards that `section` names: sum over terms of weight * value.
 
   DeepSeek-R1 adds accuracy and format with equal weight,
@@ -190,7 +170,7 @@ def begin(
   lengths: Int[np.ndarray, " B"] | None = None,
   truncated: Bool[np.ndarray, " B"] | None = None,
   step: int | None = None,
-) -> Callable[[], Scores]:
+) -> Callable[[], types.Rewards]:
   """Starts to score; the function returned waits for the scores.
 
   Each term runs in a thread of its own, so that device work of the caller goes
@@ -222,7 +202,7 @@ def begin(
   }
   threads.shutdown(wait=False)
 
-  def finish() -> Scores:
+  def finish() -> types.Rewards:
     returned = {
       name: pending[name].result() if name in pending else call()
       for name, call in calls.items()
@@ -265,7 +245,7 @@ def _combine(
   terms: Mapping[str, Term],
   asked: Mapping[str, Bool[np.ndarray, " B"]],
   returned: Mapping[str, Any],
-) -> Scores:
+) -> types.Rewards:
   values, metrics = {}, {}
   for name, rows in asked.items():
     result = returned.get(name, ())
@@ -289,7 +269,7 @@ def _combine(
     valid &= ~(counts & np.isnan(values[name]))
     rewards += np.where(counts, term.weight * values[name].astype(float), 0.0)
   rewards = np.where(valid, rewards, 0.0).astype(np.float32)
-  return Scores(rewards, valid, values, metrics)
+  return types.Rewards(rewards, valid, values, metrics)
 
 
 def _terms(section: errors.Section) -> dict[str, Term]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors, sharding
+from grpo_jax import configs, errors
 from grpo_jax.data import datasets
 from grpo_jax.data.text import TextSource
 from grpo_jax.data.tokenizers import tokenizer
@@ -21,6 +21,8 @@ from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.runs import directory, progress
+from grpo_jax.runs.signals import Outcome
+from grpo_jax.stages import setup
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train.update import make_update
 from grpo_jax.types import TextBatch
@@ -31,66 +33,60 @@ _TOKENIZER_DOCUMENTS = 20_000
 _VOCAB_MULTIPLE = 64
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
-  """Trains on packed text; returns whether to go on with what it made.
+def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
+  """Trains on packed text.
 
   Raises:
     ValueError: a field of the config is unknown or does not fit the others.
     FileNotFoundError: a file of text is missing.
   """
   check(config)
-  mesh = sharding.make_mesh(config.mesh.to_dict())
-  jax.set_mesh(mesh)
-  rows = sharding.split_rows(mesh, config.batch.num_rows)[:1]
-  data_dir = pathlib.Path(config.data_dir).expanduser()
-  documents = datasets.load(**config.data, data_dir=data_dir)
-  directory.claim(workdir, config.to_dict())
-  if loop.is_finished(workdir, config.total_steps):
-    progress.say(f"{workdir} already holds all {config.total_steps} steps.")
-    return True
-
-  tok = make_tokenizer(config.tokenizer, documents, workdir / "tokenizer")
-  vocab_size = -(-tok.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
-  cfg = ModelConfig(vocab_size=vocab_size, **config.model)
-  directory.save_model(workdir, cfg)
-  specs = params_lib.param_specs(cfg)
-  progress.say(
-    f"{params_lib.count(specs):,} parameters, {len(documents):,} documents,"
-    f" {tok.vocab_size} tokens in the vocabulary."
-  )
-  batches = TextSource(
-    documents,
-    tok,
-    num_rows=config.batch.num_rows,
-    row_length=config.batch.row_length,
-    seed=config.seed,
-  )
-  tx, learning_rate = optimizer.make_optimizer(
-    config.total_steps, **config.optimizer
-  )
-  update = make_update(
-    functools.partial(loss_fn, cfg=cfg),
-    tx,
-    num_microbatches=config.batch.num_microbatches,
-    router_bias_rate=config.router_bias_rate,
-  )
-  key = jax.random.key(config.seed)
-  return loop.train(
-    workdir,
-    mesh,
-    specs=specs,
-    start=lambda: params_lib.init_params(key, specs, mesh),
-    tx=tx,
-    learning_rate=learning_rate,
-    update=update,
-    batches=batches,
-    rows=rows,
-    num_tokens=loop.text_tokens,
-    total_steps=config.total_steps,
-    log_every=config.log_every,
-    checkpoint_every=config.checkpoint.every,
-    keep=config.checkpoint.keep,
-  ).finished
+  with setup.open_run(config, workdir) as run:
+    rows = run.rows(config.batch.num_rows)
+    documents = datasets.load(**config.data, data_dir=run.data_dir)
+    run.claim()
+    if run.is_finished(config.total_steps):
+      return Outcome.FINISHED
+    tok = make_tokenizer(config.tokenizer, documents, workdir / "tokenizer")
+    vocab_size = -(-tok.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+    cfg = ModelConfig(vocab_size=vocab_size, **config.model)
+    directory.save_model(workdir, cfg)
+    specs = params_lib.param_specs(cfg)
+    progress.say(
+      f"{params_lib.count(specs):,} parameters, {len(documents):,} documents,"
+      f" {tok.vocab_size} tokens in the vocabulary."
+    )
+    batches = TextSource(
+      documents,
+      tok,
+      num_rows=config.batch.num_rows,
+      row_length=config.batch.row_length,
+      seed=config.seed,
+    )
+    tx, learning_rate = optimizer.make_optimizer(
+      config.total_steps, **config.optimizer
+    )
+    key = jax.random.key(config.seed)
+    trained = loop.train(
+      workdir,
+      run.mesh,
+      run.schedule(config.total_steps),
+      loop.Task(
+        specs=specs,
+        start=lambda: params_lib.init_params(key, specs, run.mesh),
+        tx=tx,
+        learning_rate=learning_rate,
+        update=make_update(
+          functools.partial(loss_fn, cfg=cfg),
+          tx,
+          num_microbatches=config.batch.num_microbatches,
+          router_bias_rate=config.router_bias_rate,
+        ),
+        batches=batches,
+        rows=rows,
+      ),
+    )
+  return Outcome.FINISHED if trained.finished else Outcome.STOPPED
 
 
 def loss_fn(
