@@ -29,6 +29,7 @@ therefore that of the weights, and for weights that sum to 1 (`sequence_mean`,
   clip_ratio/low_mean     rho under its lower bound while A < 0
   clip_ratio/high_mean    rho over its upper bound while A > 0
   clip_ratio/region_mean  either; these three where the objective clips
+  clip_ratio/cov_mean     chosen for their covariance, in clip_cov and kl_cov
 
 Where weights are 0 nothing is read: NaN in padding reaches neither loss nor
 gradient. Log-ratios are clamped to +-20 before exp, without a gradient beyond.
@@ -47,8 +48,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from grpo_jax.losses import correction as correction_lib
+from grpo_jax.losses import covariance, surrogates
 from grpo_jax.losses import kl as kl_lib
-from grpo_jax.losses import surrogates
 from grpo_jax.losses import weighting as weighting_lib
 
 Metrics = dict[str, Float[Array, ""]]
@@ -63,10 +64,19 @@ OBJECTIVES: dict[str, Callable[..., surrogates.Result]] = {
   "cispo": surrogates.cispo,
   "sapo": surrogates.sapo,
   "reinforce": surrogates.reinforce,
+  "luspo": surrogates.luspo,
+  "dppo_tv": surrogates.dppo_tv,
+  "dppo_kl": surrogates.dppo_kl,
+  "vespo": surrogates.vespo,
+  "dro": surrogates.dro,
+  "clip_cov": covariance.clip_cov,
+  "kl_cov": covariance.kl_cov,
 }
 
 # Objectives whose ratio belongs to a whole completion.
-_SEQUENCE_RATIOS = ("gspo", "gspo_token", "gmpo")
+_SEQUENCE_RATIOS = ("gspo", "gspo_token", "gmpo", "luspo")
+# Objectives that choose some of all tokens of an update.
+_OVER_ALL_TOKENS = ("clip_cov", "kl_cov")
 
 
 def policy_loss(
@@ -100,7 +110,8 @@ def policy_loss(
     correction: a factor of each token's surrogate, from `correction.py`; a
       constant. KL and entropy are not multiplied. Default 1.
     sampler_logprobs: of the tokens as the sampler computed them, where they are
-      known: staleness is measured from there.
+      known: staleness is measured from there, and so are the ratios of
+      `dppo_tv`, `dppo_kl` and `vespo`.
     kl_coef: of the KL to the reference, at least 0.
     kl_estimator: a key of `kl.ESTIMATORS`; "k3" is the paper's.
     kl_off_policy: weigh the KL by pi / pi_old (see `kl.py`).
@@ -165,6 +176,7 @@ def check(
   objective: str,
   weighting: str,
   *,
+  num_microbatches: int = 1,
   top_p: float = 1.0,
   top_k: int | None = None,
   min_p: float = 0.0,
@@ -175,6 +187,7 @@ def check(
   Args:
     objective: a key of `OBJECTIVES`.
     weighting: a key of `weighting.WEIGHTINGS`.
+    num_microbatches: the pieces whose losses add up to that of an update.
     top_p: as the sampler draws; 1 keeps the whole vocabulary.
     top_k: as the sampler draws; None or 0 keeps the whole vocabulary.
     min_p: as the sampler draws; 0 keeps the whole vocabulary.
@@ -183,7 +196,8 @@ def check(
 
   Raises:
     ValueError: a name is unknown; a sequence ratio has a weighting by tokens;
-      the sampler truncates a support that the log-probs do not.
+      an objective that chooses among all tokens is given them in pieces; the
+      sampler truncates a support that the log-probs do not.
   """
   if objective not in OBJECTIVES:
     raise ValueError(f"{objective=} must be one of {sorted(OBJECTIVES)}.")
@@ -195,6 +209,11 @@ def check(
     raise ValueError(
       f"{objective=} has one ratio per completion and needs"
       f' weighting="sequence_mean", not {weighting=}.'
+    )
+  if objective in _OVER_ALL_TOKENS and num_microbatches > 1:
+    raise ValueError(
+      f"{objective=} chooses among all tokens of an update and needs"
+      f" num_microbatches = 1, not {num_microbatches}."
     )
   if (top_p < 1.0 or top_k or min_p > 0.0) and not renormalized:
     raise ValueError(
