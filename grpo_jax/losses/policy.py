@@ -2,7 +2,8 @@
 
 The loss is the sum over tokens of
 
-  weight * (kl_coef * KL - correction * surrogate - entropy_coef * entropy)
+  weight * (kl_coef * KL - correction * surrogate - entropy_coef * entropy
+            + drift_coef * (log pi / mu)^2)
 
 and the objectives differ in the surrogate alone (`surrogates.py`). The weights
 carry every mean (`weighting.py`): Dr. GRPO is `constant_length` weights with
@@ -25,6 +26,7 @@ therefore that of the weights, and for weights that sum to 1 (`sequence_mean`,
   old_kl              k3 estimate of KL(pi_old || pi), in nats
   kl                  KL(pi || pi_ref) by the chosen estimator, with a reference
   entropy             in nats, when given
+  drift               (log pi / mu)^2, with a `drift_coef`
   stale               dropped for a `stale_threshold`, when that is set
   clip_ratio/low_mean     rho under its lower bound while A < 0
   clip_ratio/high_mean    rho over its upper bound while A > 0
@@ -94,6 +96,7 @@ def policy_loss(
   kl_estimator: str = "k3",
   kl_off_policy: bool = False,
   entropy_coef: Float[Array, ""] | float = 0.0,
+  drift_coef: float = 0.0,
   stale_threshold: float | None = None,
   **options: Any,
 ) -> tuple[Float[Array, ""], Metrics]:
@@ -109,22 +112,23 @@ def policy_loss(
     entropy: of the policy at each token, in nats; carries its own gradient.
     correction: a factor of each token's surrogate, from `correction.py`; a
       constant. KL and entropy are not multiplied. Default 1.
-    sampler_logprobs: of the tokens as the sampler computed them, where they are
-      known: staleness is measured from there, and so are the ratios of
-      `dppo_tv`, `dppo_kl` and `vespo`.
+    sampler_logprobs: of the tokens as the sampler (mu) computed them, where
+      they are known: drift and staleness are measured from there, and so are
+      the ratios of `dppo_tv`, `dppo_kl` and `vespo`. Else from `old_logprobs`.
     kl_coef: of the KL to the reference, at least 0.
     kl_estimator: a key of `kl.ESTIMATORS`; "k3" is the paper's.
     kl_off_policy: weigh the KL by pi / pi_old (see `kl.py`).
     entropy_coef: of the entropy bonus, at least 0.
+    drift_coef: of the squared log-ratio to the sampler, at least 0: Kimi K2.5,
+      https://arxiv.org/abs/2602.02276.
     stale_threshold: rows whose tokens became less likely by more than this on
       average, in nats per token, have no surrogate where A < 0
       (`correction.drop_stale_negatives`); None keeps all.
     **options: of the surrogate.
 
   Raises:
-    ValueError: an option is out of its range, `kl_coef` has no reference,
-      `entropy_coef` has no entropy, or the KL in the loss is an unweighted k1,
-      whose expected gradient is zero.
+    ValueError: an option is out of its range, a coefficient lacks the array it
+      multiplies, or the KL is an unweighted k1, whose gradient is 0 on average.
   """
   weights = weights.astype(jnp.float32)
   inside = weights > 0
@@ -140,15 +144,8 @@ def policy_loss(
   )
   summands, marks = surrogate(tokens, **options)
   if stale_threshold is not None:
-    kept = correction_lib.drop_stale_negatives(
-      tokens.logprobs,
-      tokens.sampler_logprobs,
-      tokens.advantages,
-      inside,
-      threshold=stale_threshold,
-    )
-    marks = marks | {"stale": inside & (kept == 0)}
-    summands *= kept
+    kept = _keep_fresh(tokens, stale_threshold)
+    summands, marks = kept * summands, marks | {"stale": inside & (kept == 0)}
   if correction is not None:
     summands *= jax.lax.stop_gradient(keep(correction))
   loss = -total(summands)
@@ -164,6 +161,10 @@ def policy_loss(
   if _is_set(kl_coef):
     _check_kl(kl_coef, kl_estimator, kl_off_policy, ref_logprobs)
     loss += kl_coef * metrics["kl"]
+  if drift_coef != 0:
+    drift = tokens.logprobs - tokens.sampler_logprobs
+    metrics["drift"] = total(drift**2)
+    loss += drift_coef * metrics["drift"]
   if entropy is not None:
     metrics["entropy"] = total(keep(entropy))
     loss -= entropy_coef * metrics["entropy"]
@@ -239,6 +240,16 @@ def _read(inside, keep, logprobs, old_logprobs, sampler_logprobs, advantages):
   )
 
 
+def _keep_fresh(tokens, threshold):
+  return correction_lib.drop_stale_negatives(
+    tokens.logprobs,
+    tokens.sampler_logprobs,
+    tokens.advantages,
+    tokens.inside,
+    threshold=threshold,
+  )
+
+
 def _kl(tokens, ref_logprobs, estimator, off_policy):
   return kl_lib.estimate(
     tokens.logprobs,
@@ -277,7 +288,7 @@ def _make_loss(name: str) -> Loss:
   terms = [p for p in shared if p.kind is p.KEYWORD_ONLY]
   loss.__name__ = loss.__qualname__ = f"{name}_loss"
   loss.__doc__ = surrogate.__doc__
-  loss.__signature__ = inspect.Signature([*data, *own, *terms])
+  vars(loss)["__signature__"] = inspect.Signature([*data, *own, *terms])
   return loss
 
 

@@ -207,6 +207,20 @@ def test_stale_rows_lose_their_negative_tokens():
   np.testing.assert_allclose(metrics["stale"], share, rtol=1e-6)
 
 
+def test_drift_is_a_square_around_the_sampler():
+  logprobs, old, advantages, weights = _batch(7, (3, 8))
+  sampler = np.where(weights > 0, old - 0.5, np.nan)
+  batch = (logprobs, old, 0.0 * advantages, weights)
+  loss, metrics, grad = _loss(
+    "grpo", batch, sampler_logprobs=jnp.asarray(sampler), drift_coef=0.25
+  )
+  apart = np.where(weights > 0, logprobs - sampler, 0.0)
+  np.testing.assert_allclose(loss, 0.25 * np.sum(weights * apart**2), rtol=1e-5)
+  np.testing.assert_allclose(grad, 0.5 * weights * apart, rtol=1e-5)
+  np.testing.assert_allclose(metrics["drift"], 4 * loss, rtol=1e-6)
+  assert "drift" not in _loss("grpo", batch)[1]
+
+
 @pytest.mark.parametrize("name", policy.OBJECTIVES)
 def test_the_signature_of_a_loss_lists_its_options(name):
   parameters = inspect.signature(policy.LOSSES[name]).parameters.values()
@@ -214,7 +228,7 @@ def test_the_signature_of_a_loss_lists_its_options(name):
   own = inspect.signature(policy.OBJECTIVES[name]).parameters
   shared = {
     "kl_coef", "kl_estimator", "kl_off_policy", "entropy_coef",
-    "stale_threshold",
+    "drift_coef", "stale_threshold",
   }  # fmt: skip
   assert options == (set(own) - {"tokens"}) | shared
   assert all(
