@@ -26,9 +26,10 @@ from jax.sharding import Mesh
 from safetensors import numpy as safetensors_numpy
 
 from grpo_jax import sharding
-from grpo_jax.models import hf, layers, tensor_files
+from grpo_jax.models import hf, layers
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.hf import tensor_files
 from grpo_jax.models.params import Params, Specs
 
 # PEFT's word for every linear layer but the head; here without routers and
