@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from concurrent import futures
 from typing import Any, Literal, NamedTuple
 
-from grpo_jax.rewards.isolation import worker
+from grpo_jax.rewards.isolation import pipe, worker
 
 _START_SECONDS = 120.0
 # A worker is replaced after so many items: libraries cache what they parse.
@@ -123,7 +123,7 @@ class Pool:
       outcome = Outcome("crashed", detail=str(reply["error"]))
     except TimeoutError:
       outcome = Outcome("timed_out", detail=f"No result after {deadline} s.")
-    except (EOFError, OSError):
+    except (pipe.Gone, OSError):
       outcome = Outcome("crashed", detail="The worker died.")
     self._end(process)
     return outcome
@@ -144,7 +144,7 @@ class Pool:
         process.limit(time.monotonic() + _START_SECONDS)
         worker.receive(process.channel)
         return process
-      except (EOFError, OSError) as error:
+      except (pipe.Gone, OSError) as error:
         problem = error  # The helper may have died; another one is started.
     raise RuntimeError(f"No grading process could be started: {problem!r}.")
 
@@ -154,7 +154,7 @@ class Pool:
       if process.helper is self._helper:
         try:
           self._helper.request({"end": process.pid})
-        except (EOFError, OSError):
+        except (pipe.Gone, OSError):
           pass  # It died, and its workers with it.
 
 

@@ -11,13 +11,14 @@ import contextlib
 import os
 
 import asserts
+import pipe as pipe_lib
 import wire
 
 
 def main() -> None:
   """Runs the tests until they end or the program does."""
   pipe, order = wire.begin()
-  with contextlib.suppress(wire.Gone):
+  with contextlib.suppress(pipe_lib.Gone):
     examine(pipe, order)
   os._exit(0)
 

@@ -15,15 +15,13 @@ import json
 import os
 import sys
 
+import pipe
+
 _MAX_BYTES = 8 << 20  # Of one message.
 
 
-class Gone(Exception):
-  """The other side has ended, or wrote what is no message."""
-
-
 class Pipe:
-  """Messages, each a JSON value behind its length in four bytes."""
+  """Messages of the two sides, see `pipe`."""
 
   def __init__(self, read_fd: int, write_fd: int):
     self._in = os.fdopen(read_fd, "rb")
@@ -31,22 +29,16 @@ class Pipe:
 
   def send(self, message) -> None:
     """Raises Gone if nobody reads, ValueError if the message is too long."""
-    data = json.dumps(message).encode()
-    if len(data) > _MAX_BYTES:
-      raise ValueError("The value is too large.")
+    data = pipe.encode(message, _MAX_BYTES)
     try:
-      self._out.write(len(data).to_bytes(4, "little") + data)
+      self._out.write(data)
       self._out.flush()
     except OSError:
-      raise Gone from None
+      raise pipe.Gone from None
 
   def receive(self):
     """Raises Gone where there is no further message."""
-    size = int.from_bytes(self._in.read(4), "little")
-    data = self._in.read(size) if 0 < size <= _MAX_BYTES else b""
-    if not data or len(data) < size:
-      raise Gone
-    return json.loads(data)
+    return pipe.receive(self._in.read, _MAX_BYTES)
 
 
 class Values:
