@@ -191,13 +191,13 @@ def _graded(pending: Pending, outcome: workers.Outcome) -> Grade:
   if outcome.status != "value":
     return Grade(outcome.status, 0.0, pending.extracted)
   score = float(outcome.value)
-  outcome = "correct" if score == 1 else "wrong"
-  return Grade(outcome, score, pending.extracted)
+  right = "correct" if score == 1 else "wrong"
+  return Grade(right, score, pending.extracted)
 
 
 def _tested(programs: Sequence[Program]) -> list[Grade]:
   results = code.results(*zip(*programs, strict=True))
-  outcomes = [_TESTED.get(result and result.outcome) for result in results]
+  outcomes = [_TESTED.get(r.outcome) if r else None for r in results]
   return [
     Grade(outcome, float(outcome == "correct"))
     if outcome

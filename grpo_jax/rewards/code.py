@@ -127,7 +127,7 @@ def unit_tests(
     return share if partial else float(share == 1.0)
 
   outcomes = {
-    outcome: [result and result.outcome == outcome for result in ended]
+    outcome: [r.outcome == outcome if r else None for r in ended]
     for outcome in OUTCOMES
   }
   return terms.Result([score(result) for result in ended], outcomes)

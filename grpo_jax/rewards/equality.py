@@ -28,7 +28,7 @@ and an expression equals each of its forms, factored or expanded.
 
 import fractions
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import math_verify
 import sympy
@@ -320,14 +320,15 @@ def _verify(reference: str, answer: str) -> bool:
       parsed.append(_Parser(is_real=is_real).parse(text))
     except Exception:  # The parser raises whatever it meets.
       return False
-  if _apart(*parsed):
+  expected, given = parsed
+  if _apart(expected, given):
     return False
   return math_verify.verify(
-    *parsed, allow_set_relation_comp=True, timeout_seconds=None
+    expected, given, allow_set_relation_comp=True, timeout_seconds=None
   )
 
 
-def _apart(one: sympy.Basic, other: sympy.Basic) -> bool:
+def _apart(one: Any, other: Any) -> bool:
   """Whether two constants differ by more than rounding.
 
   math-verify compares to 15 places after the point, so that any two numbers
@@ -335,7 +336,7 @@ def _apart(one: sympy.Basic, other: sympy.Basic) -> bool:
   """
   if not all(isinstance(x, sympy.Expr) and x.is_number for x in (one, other)):
     return False
-  sizes = [sympy.Abs(x).evalf(15) for x in (one - other, one, other)]
+  sizes = [abs(x).evalf(15) for x in (one - other, one, other)]
   if not all(size.is_comparable for size in sizes):
     return False
   return bool(sizes[0] > 1e-5 * max(sizes[1:]))

@@ -172,23 +172,22 @@ def sample(
   num_prompts, group = prompts.tokens.shape[0], sampling.group_size
   length = sampling.max_new_tokens
   params = transformer.unstack(params, cfg)
-  hidden, prompt = transformer.prefill(
-    params, cfg, prompts.tokens, prompts.mask
-  )
+  ids, mask = jnp.asarray(prompts.tokens), jnp.asarray(prompts.mask)
+  hidden, prompt = transformer.prefill(params, cfg, ids, mask)
   rows = first_row + jnp.arange(num_prompts * group, dtype=jnp.int32)
-  rows = _split_group(rows.reshape(num_prompts, group), prompts.tokens)
+  rows = _split_group(rows.reshape(num_prompts, group), ids)
   keys = jax.vmap(jax.vmap(lambda row: jax.random.fold_in(key, row)))(rows)
-  starts = transformer.completion_positions(prompts.mask, group, 1)
+  starts = transformer.completion_positions(mask, group, 1)
 
   def draw_at(hidden, n):
     return draw(heads.logits(params, cfg, hidden), keys, n, sampling=sampling)
 
   hidden = _split_group(
     jnp.broadcast_to(hidden[:, None], (num_prompts, group, hidden.shape[-1])),
-    prompts.tokens,
+    ids,
   )
   state = record(
-    _nothing_drawn(rows, length, prompts.tokens),
+    _nothing_drawn(rows, length, ids),
     *draw_at(hidden, 0),
     0,
     eos_ids=eos_ids,
@@ -258,9 +257,10 @@ def _split_group(x: Array, prompts: Int[Array, "P S"]) -> Array:
     return x
   mesh = jax.sharding.get_abstract_mesh()
   axes = sharding.split_rows(mesh, *x.shape[:2])
-  if sharding.row_spec(prompts)[0] != axes[0]:
+  (given,) = sharding.row_spec(prompts) or (None,)
+  if given != axes[0]:
     raise ValueError(
-      f"Prompts are split over {sharding.row_spec(prompts)[0]}, and"
+      f"Prompts are split over {given}, and"
       f" {x.shape[0]} prompts x {x.shape[1]} completions need {axes[0]}."
     )
   return sharding.reshard(x, (*axes, *(None,) * (x.ndim - 2)))

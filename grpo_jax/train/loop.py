@@ -158,6 +158,7 @@ def train(
   tokens = 0
 
   def evaluate_now() -> None:
+    assert evaluate is not None
     with timer.phase("evaluate"):
       for name, results in evaluate(state.params).items():
         writer.write_evaluation(step, name, results)

@@ -93,17 +93,19 @@ class Pool:
         self._helper.close()
         self._helper = None
 
-  def _prepare(self, function: str) -> None:
-    """Makes sure that a helper runs which has imported the function."""
-    if self._helper is None or not self._helper.alive():
-      if self._helper is not None:
-        self._helper.close()
-      self._helper = _Helper()
-    if function not in self._helper.functions:
-      problem = self._helper.request({"load": function})
+  def _prepare(self, function: str) -> "_Helper":
+    """Returns a helper that runs and has imported the function."""
+    helper = self._helper
+    if helper is None or not helper.alive():
+      if helper is not None:
+        helper.close()
+      helper = self._helper = _Helper()
+    if function not in helper.functions:
+      problem = helper.request({"load": function})
       if problem:
         raise RuntimeError(f"{function!r} cannot be graded with: {problem}")
-      self._helper.functions.add(function)
+      helper.functions.add(function)
+    return helper
 
   def _run(self, function: str, item: tuple, *, deadline: float) -> Outcome:
     message = worker.encode([function, item])
@@ -139,8 +141,7 @@ class Pool:
         pass
       try:
         with self._lock:
-          self._prepare(function)
-          process = self._helper.fork(self._memory)
+          process = self._prepare(function).fork(self._memory)
         process.limit(time.monotonic() + _START_SECONDS)
         worker.receive(process.channel)
         return process
@@ -153,7 +154,7 @@ class Pool:
     with self._lock:
       if process.helper is self._helper:
         try:
-          self._helper.request({"end": process.pid})
+          process.helper.request({"end": process.pid})
         except (pipe.Gone, OSError):
           pass  # It died, and its workers with it.
 

@@ -56,7 +56,7 @@ def examine(pipe: wire.Pipe, order) -> None:
       if number not in in_loops:
         print(f"+{number}", file=results)
 
-  namespace = {"__name__": "tests"}
+  namespace: dict[str, object] = {"__name__": "tests"}
   exec(compile(order["preamble"], "preamble.py", "exec"), namespace)
   answer()  # The program has run.
   for name in order["names"]:

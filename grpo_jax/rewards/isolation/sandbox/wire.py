@@ -50,12 +50,15 @@ class Values:
 
   def encode(self, value):
     """Plain data by value, everything else as the number of a handle."""
-    for kind in (bool, int, float, str):
-      # A subclass is what it holds: none of its methods crosses.
-      if isinstance(value, kind):
-        if kind is int:
-          return ["int", hex(int.__index__(value))]
-        return kind(value) if kind is not str else str.__str__(value)
+    # A subclass is what it holds: none of its methods crosses.
+    if isinstance(value, bool):
+      return value
+    if isinstance(value, int):
+      return ["int", hex(int.__index__(value))]
+    if isinstance(value, float):
+      return float(value)
+    if isinstance(value, str):
+      return str.__str__(value)
     if value is None:
       return None
     if isinstance(value, complex):
@@ -67,6 +70,7 @@ class Values:
       return ["dict", [[self.encode(k), self.encode(v)] for k, v in items]]
     for kind in (list, tuple, set, frozenset, collections.deque):
       if isinstance(value, kind):
+        # pyrefly: ignore[bad-argument-type]
         return [kind.__name__, [self.encode(x) for x in kind.__iter__(value)]]
     if isinstance(value, range):
       return ["range", value.start, value.stop, value.step]
@@ -99,7 +103,7 @@ class Values:
         return range(*parts)
       case "type":
         return _built_in_type(parts[0])
-      case "mine":
+      case "mine" if self._make_handle is not None:
         return self._make_handle(parts[0])
       case "yours":
         return self._objects[parts[0]]
