@@ -11,6 +11,7 @@ import numpy as np
 from flax import traverse_util
 
 from grpo_jax import sharding
+from grpo_jax.models import lora
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig, RopeScaling
 from grpo_jax.types import Completions, Problem, PromptBatch, Rewards, Rollout
@@ -122,6 +123,22 @@ def make_params(cfg: ModelConfig, mesh=None, seed: int = 0):
     rng = np.random.default_rng([seed, zlib.crc32("/".join(path).encode())])
     x = 0.25 * rng.standard_normal(spec.shape, np.float32)
     flat[path] = x + 1 if path[-1].endswith("norm") else x
+  tree = traverse_util.unflatten_dict(flat)
+  if mesh is None:
+    return jax.tree.map(jax.numpy.asarray, tree)
+  return jax.device_put(tree, params_lib.shardings(specs, mesh))
+
+
+def make_adapters(
+  cfg: ModelConfig, settings: lora.LoraConfig, mesh=None, up=0.25
+):
+  """Random adapters, the same on any mesh; `up` says how large."""
+  specs = lora.adapter_specs(cfg, settings)
+  flat = {}
+  for path, spec in traverse_util.flatten_dict(specs).items():
+    rng = np.random.default_rng(zlib.crc32("/".join(path).encode()))
+    size = up if path[-1] == "up" else 0.25
+    flat[path] = size * rng.standard_normal(spec.shape, np.float32)
   tree = traverse_util.unflatten_dict(flat)
   if mesh is None:
     return jax.tree.map(jax.numpy.asarray, tree)

@@ -68,7 +68,7 @@ class Term(NamedTuple):
     on_device: whether it computes with JAX.
   """
 
-  function: RewardFn
+  function: functools.partial
   weight: float
   only_if: Mapping[str, float]
   only_for: tuple[str, ...] | None
@@ -331,7 +331,7 @@ def _term(section: errors.Section, name: str) -> Term:
       )
     only_for = tuple(only_for)
   from_step = own.get("from_step", 0)
-  if not (isinstance(from_step, numbers.Integral) and from_step >= 0):
+  if not (isinstance(from_step, int) and from_step >= 0):
     raise errors.ConfigError(
       f"{where}.from_step must be a number of steps, not {from_step!r}."
     )

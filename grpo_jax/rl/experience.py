@@ -185,7 +185,7 @@ def minibatches(
     weighting: a name in `weighting.WEIGHTINGS`.
     length: N of the config, which `constant_length` divides by.
   """
-  weigh = weighting_lib.WEIGHTINGS[weighting]
+  weigh: Callable[..., Any] = weighting_lib.WEIGHTINGS[weighting]
   if weighting == "constant_length":
     weigh = functools.partial(weigh, length=length)
   size = experience.tokens.shape[0] // count
