@@ -47,7 +47,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   """
   check(config)
   require_sources(config)
-  directory.claim(workdir, config.to_dict())
+  claim.claim(config, workdir)
   seconds = {row["name"]: row["seconds"] for row in _done(workdir)}
   for number, name in enumerate(config.order, start=1):
     title = f"[{number}/{len(config.order)}] {name}"

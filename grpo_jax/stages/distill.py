@@ -31,7 +31,7 @@ from grpo_jax.rl import experience
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
-from grpo_jax.stages import rl
+from grpo_jax.stages import claim, rl
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train.update import make_update
 from grpo_jax.types import TextBatch
@@ -79,7 +79,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
       return functools.partial(write, step)
     return texts(step % texts.num_steps)
 
-  directory.claim(workdir, config.to_dict())
+  claim.claim(config, workdir)
   if loop.is_finished(workdir, total_steps):
     progress.say(f"{workdir} already holds all {total_steps} steps.")
     return True

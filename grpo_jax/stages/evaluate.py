@@ -33,6 +33,7 @@ from grpo_jax.runs import directory, progress
 from grpo_jax.runs import log as run_log
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode, generate
+from grpo_jax.stages import claim
 from grpo_jax.types import Problem
 
 REWARDS = {"accuracy": 1.0, "format": 1.0}
@@ -247,7 +248,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     other = source_lib.tokenizer_directory(config.against.source)
     section = merged(config.evaluate, config.against)
     rivals = make(section), make(section, tok=tokenizer.load(other))
-  directory.claim(workdir, config.to_dict())
+  claim.claim(config, workdir)
 
   writer = run_log.Writer(workdir)
   samples = run_log.JsonLines(workdir / "samples.jsonl")

@@ -34,11 +34,12 @@ from grpo_jax.curation import annotate
 from grpo_jax.data import datasets, prompts, records
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.rewards import combine
-from grpo_jax.runs import directory, progress
 from grpo_jax.runs import log as run_log
+from grpo_jax.runs import progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import StopRequest
 from grpo_jax.sampling import decode, generate
+from grpo_jax.stages import claim
 from grpo_jax.types import Problem
 
 # What a random number is for; batches and rows are folded in after it.
@@ -70,7 +71,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   )
   size = min(config.prompts.prompts_per_batch, count)
   sharding.split_rows(mesh, size, config.sampling.group_size)
-  directory.claim(workdir, config.to_dict())
+  claim.claim(config, workdir)
   dataset, log = workdir / "dataset", workdir / "drawn.jsonl"
   if records.is_dataset(dataset):
     progress.say(f"{dataset} is already written.")

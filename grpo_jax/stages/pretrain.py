@@ -21,6 +21,7 @@ from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.runs import directory, progress
+from grpo_jax.stages import claim
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train.update import make_update
 from grpo_jax.types import TextBatch
@@ -44,7 +45,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   rows = sharding.split_rows(mesh, config.batch.num_rows)[:1]
   data_dir = pathlib.Path(config.data_dir).expanduser()
   documents = datasets.load(**config.data, data_dir=data_dir)
-  directory.claim(workdir, config.to_dict())
+  claim.claim(config, workdir)
   if loop.is_finished(workdir, config.total_steps):
     progress.say(f"{workdir} already holds all {config.total_steps} steps.")
     return True

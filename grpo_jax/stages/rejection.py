@@ -35,6 +35,7 @@ from grpo_jax.runs import log as run_log
 from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import StopRequest
 from grpo_jax.sampling import decode, generate
+from grpo_jax.stages import claim
 
 DATASET, COMPLETIONS, _SOURCES = "dataset", "completions.jsonl", "sources.json"
 _COLUMNS = (
@@ -53,7 +54,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   """
   rules, ways = check(config)
   if records.is_dataset(workdir / DATASET):
-    directory.claim(workdir, config.to_dict())
+    claim.claim(config, workdir)
     count = records.provenance(workdir / DATASET)["num_records"]
     progress.say(f"{workdir / DATASET} already holds all {count} records.")
     return True
@@ -84,7 +85,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     sharding.split_rows(
       mesh, asked.prompts_per_batch, asked.sampling.group_size
     )
-  directory.claim(workdir, config.to_dict())
+  claim.claim(config, workdir)
   sources = remember_sources(workdir, ways, questions)
   selected = selection.Selection(
     dataclasses.replace(rules, tests=tests), ask.asked_again(questions)

@@ -37,7 +37,7 @@ from grpo_jax.reward_models import batches, calibration, learned, saved
 from grpo_jax.reward_models import evaluate as held_out
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import source as source_lib
-from grpo_jax.stages import rl_setup
+from grpo_jax.stages import claim, rl_setup
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train.update import make_update
 from grpo_jax.types import LabelledBatch, PairBatch
@@ -108,7 +108,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   )
   total_steps = len(train_batches)
   tx, learning_rate = optimizer.make_optimizer(total_steps, **config.optimizer)
-  directory.claim(workdir, config.to_dict())
+  claim.claim(config, workdir)
   if saved.is_saved(workdir):
     progress.say(f"{workdir} already holds a finished reward model.")
     return True

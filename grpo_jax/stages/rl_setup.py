@@ -24,7 +24,7 @@ from grpo_jax.rl import dynamic_sampling, experience, value_model
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
-from grpo_jax.stages import evaluate, pretrain
+from grpo_jax.stages import claim, evaluate, pretrain
 from grpo_jax.train import checkpoint, optimizer
 from grpo_jax.train import state as state_lib
 
@@ -137,7 +137,7 @@ def start(config: ConfigDict, workdir: pathlib.Path) -> Start | None:
   value, value_state = None, None
   if config.value is not None:
     value, value_state = start_value(config, cfg, reference, tok, mesh)
-  directory.claim(workdir, config.to_dict())
+  claim.claim(config, workdir)
 
   checkpointer = checkpoint.Checkpointer(workdir, keep=config.checkpoint.keep)
   first_step = checkpointer.latest()
@@ -225,7 +225,7 @@ def base_model(
   None where making it was stopped.
   """
   if config.pretrain:
-    directory.claim(workdir, config.to_dict())
+    claim.claim(config, workdir)
     base = workdir / "base"
     progress.say(f"The base model, in {base}:")
     return base if pretrain.run(config.pretrain, base) else None

@@ -19,7 +19,7 @@ from grpo_jax.models.params import Params
 from grpo_jax.runs import directory, progress, report
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
-from grpo_jax.stages import evaluate, pretrain
+from grpo_jax.stages import claim, evaluate, pretrain
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train.update import make_update
 
@@ -64,7 +64,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)
   jax.set_mesh(mesh)
   if loop.is_finished(workdir, total_steps):
-    directory.claim(workdir, config.to_dict())
+    claim.claim(config, workdir)
     progress.say(f"{workdir} already holds all {total_steps} steps.")
     return True
 
@@ -80,7 +80,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   base = load() if settings.rank else None
   trainable = lora.trainable(cfg, base, settings)
   # Last of what can refuse a config, so that a refusal leaves nothing behind.
-  directory.claim(workdir, config.to_dict())
+  claim.claim(config, workdir)
   tok.save(workdir / "tokenizer")
   directory.save_model(workdir, cfg)
   if settings.rank:
