@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from grpo_jax import configs
 from grpo_jax.runs import process
+from grpo_jax.stages import claim
 from grpo_jax.stages.chain import STAGES
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -24,6 +25,11 @@ _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
   "Directory of the run; by default runs/ and the experiment's name.",
+)
+_FORK = flags.DEFINE_string(
+  "fork",
+  None,
+  "RUN@STEP: go on from another run's checkpoint; RUN: its newest.",
 )
 
 
@@ -40,6 +46,8 @@ def main(argv: list[str]) -> None:
   if config.stage not in STAGES:
     sys.exit(f"config.stage={config.stage!r} must be one of {tuple(STAGES)}.")
   try:
+    if _FORK.value:
+      claim.fork(_FORK.value, config, workdir)
     STAGES[config.stage](config, workdir)
   except (ValueError, OSError) as error:
     if not _is_for_the_user(error):

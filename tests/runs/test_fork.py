@@ -1,9 +1,11 @@
 """A fork begins where its parent was, and leaves the parent as it is."""
 
+import json
 import pathlib
 import shutil
 import tarfile
 
+import processes
 import pytest
 
 from grpo_jax.runs import directory, fork
@@ -149,3 +151,31 @@ def test_how_the_model_is_computed_may_change(parent, config, tmp_path):
 def test_a_run_and_a_step_are_told_apart(text, want):
   path, step = fork.parse(text)
   assert (str(path), step) == want
+
+
+def test_a_fork_that_changes_nothing_repeats_its_parent(tmp_path):
+  """In real processes; and one with another rate is another run."""
+  environment = dict(
+    JAX_COMPILATION_CACHE_DIR=str(tmp_path / "compiled"),
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+  )
+  data = f"--config.data_dir={tmp_path / 'data'}"
+  whole, same, other = (tmp_path / name for name in ("whole", "same", "other"))
+  processes.main(EXPERIMENT, whole, data, **environment)
+  before = files(whole)
+  flags = data, f"--fork={whole}@2"
+  out = processes.main(EXPERIMENT, same, *flags, **environment)
+  assert "Going on after step 2" in out
+  for name in LOGS[1:]:
+    assert run_log.read(same / name) == run_log.read(whole / name)
+  assert run_log.history(same) == run_log.history(whole)
+  flags = *flags, "--config.optimizer.learning_rate=0.5"
+  out = processes.main(EXPERIMENT, other, *flags, **environment)
+  assert "config.optimizer.learning_rate is 0.5 and no longer 0.01" in out
+  theirs, ours = run_log.history(whole), run_log.history(other)
+  assert [row["step"] for row in ours] == [1, 2, 3, 4]
+  assert ours[:2] == theirs[:2]
+  assert ours[2]["learning_rate"] > 10 * theirs[2]["learning_rate"]
+  assert ours[3]["entropy"] != theirs[3]["entropy"]
+  assert files(whole) == before
+  assert json.loads((other / "parent.json").read_text())["step"] == 2
