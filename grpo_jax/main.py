@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from grpo_jax import configs, stages
 from grpo_jax.runs import process
+from grpo_jax.stages import claim
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Experiment, such as experiments/r1_zero.py[:ARGUMENT]."
@@ -23,6 +24,11 @@ _WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
   "Directory of the run; by default runs/ and the experiment's name.",
+)
+_FORK = flags.DEFINE_string(
+  "fork",
+  None,
+  "RUN@STEP: go on from another run's checkpoint; RUN: its newest.",
 )
 
 
@@ -37,6 +43,8 @@ def main(argv: list[str]) -> None:
   config = _CONFIG.value
   workdir = pathlib.Path(_WORKDIR.value or default_workdir())
   try:
+    if _FORK.value:
+      claim.fork(_FORK.value, config, workdir)
     stages.load(config.stage).run(config, workdir)
   except (ValueError, OSError) as error:
     if not _is_for_the_user(error):

@@ -29,6 +29,7 @@ class Problem(NamedTuple):
     source: the dataset's name; chooses the verifier.
     prompt: the text that the policy completes: the question in its template.
     details: what else the verifier needs, in a form of its own.
+    columns: by name, what a user's file has besides; for reward functions.
   """
 
   question: str
@@ -36,6 +37,7 @@ class Problem(NamedTuple):
   source: str
   prompt: str
   details: str = ""
+  columns: Mapping[str, Any] = {}
 
 
 class Example(NamedTuple):

@@ -17,6 +17,7 @@ from grpo_jax.runs import directory, progress, report
 from grpo_jax.runs import log as run_log
 from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import Outcome
+from grpo_jax.stages import claim
 
 _DONE = "done.jsonl"
 _WORKDIR = "{workdir}"
@@ -37,7 +38,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
   """
   check(config)
   require_sources(config)
-  directory.claim(workdir, config.to_dict())
+  claim.claim(config, workdir)
   seconds = {row["name"]: row["seconds"] for row in _done(workdir)}
   for number, name in enumerate(config.order, start=1):
     title = f"[{number}/{len(config.order)}] {name}"

@@ -35,7 +35,7 @@ from grpo_jax.runs import log as run_log
 from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import Outcome, StopRequest
 from grpo_jax.sampling import decode, generate
-from grpo_jax.stages import setup
+from grpo_jax.stages import claim, setup
 from grpo_jax.types import Completions
 
 DATASET, COMPLETIONS, _SOURCES = "dataset", "completions.jsonl", "sources.json"
@@ -55,7 +55,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
   """
   rules, ways = check(config)
   if records.is_dataset(workdir / DATASET):
-    directory.claim(workdir, config.to_dict())
+    claim.claim(config, workdir)
     count = records.provenance(workdir / DATASET)["num_records"]
     progress.say(f"{workdir / DATASET} already holds all {count} records.")
     return Outcome.FINISHED

@@ -19,6 +19,7 @@ from grpo_jax.models.params import Params
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import Outcome
+from grpo_jax.stages import claim
 from grpo_jax.train import loop
 
 
@@ -101,8 +102,8 @@ class Run:
     return made is Outcome.FINISHED
 
   def claim(self) -> None:
-    """Makes the directory this run's own; see `directory.claim`."""
-    directory.claim(self.workdir, self.config.to_dict())
+    """Makes the directory this run's own; see `claim.claim`."""
+    claim.claim(self.config, self.workdir)
 
   def describe(self, cfg: ModelConfig, tok: tokenizer.Tokenizer) -> None:
     """Claims the directory and writes what its parameters mean."""
