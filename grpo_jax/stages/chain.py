@@ -7,26 +7,15 @@ evaluate are laid side by side.
 
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors
+from grpo_jax import configs, errors, schema, stages
 from grpo_jax.runs import directory, progress, report
 from grpo_jax.runs import log as run_log
 from grpo_jax.runs import source as source_lib
-from grpo_jax.stages import (
-  distill,
-  evaluate,
-  export,
-  preferences,
-  pretrain,
-  rejection,
-  reward_model,
-  rl,
-  sft,
-)
 
 _DONE = "done.jsonl"
 _WORKDIR = "{workdir}"
@@ -57,7 +46,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     progress.say(f"\n{title}:")
     step = filled(config.steps[name], workdir)
     began = time.monotonic()
-    if STAGES[step.stage](step, workdir / name) is False:
+    stage = stages.load(step.stage)
+    if stage.run(step, workdir / name) is False:
       progress.say(f"Stopped in {name}; the same command goes on from there.")
       return False
     seconds[name] = time.monotonic() - began
@@ -92,12 +82,24 @@ def filled(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
   return ConfigDict(fill(config.to_dict()))
 
 
+def _of_its_stage(step: Mapping[str, Any]) -> schema.Node:
+  name = step.get("stage")
+  return stages.load(name).SCHEMA if name in stages.STAGES else schema.Free()
+
+
+SCHEMA = schema.Fields(
+  configs.chain,
+  {
+    # Each step is checked when it comes, by its stage.
+    "steps": schema.Named(schema.Chosen(_of_its_stage), closed=True),
+    "table": schema.Options(report.results_table),
+  },
+)
+
+
 def check(config: ConfigDict) -> None:
   """Raises an error of one sentence if the chain cannot be run, as `run`."""
-  errors.check_fields(config, configs.chain(), free=("steps", "table"))
-  errors.check_section(
-    "table", config.table, report.results_table, ("workdir",)
-  )
+  schema.check(SCHEMA, config)
   steps = set(config.steps)
   # A row of the table is a step, or within one that is a chain itself.
   within = tuple(f"{step}/" for step in steps)
@@ -110,10 +112,10 @@ def check(config: ConfigDict) -> None:
       )
   for name in config.order:
     stage = config.steps[name].stage
-    if stage not in STAGES:
+    if stage not in stages.STAGES:
       raise errors.ConfigError(
         f"config.steps.{name}.stage={stage!r} is no stage;"
-        f" {errors.nearest(stage, STAGES)}"
+        f" {errors.nearest(stage, stages.STAGES)}"
       )
 
 
@@ -128,17 +130,3 @@ def require_sources(config: ConfigDict) -> None:
 
 def _done(workdir: pathlib.Path) -> list[dict[str, Any]]:
   return run_log.read(workdir / _DONE)
-
-
-STAGES: dict[str, Callable[[ConfigDict, pathlib.Path], bool | None]] = {
-  "chain": run,
-  "distill": distill.run,
-  "evaluate": evaluate.run,
-  "export": export.run,
-  "preferences": preferences.run,
-  "pretrain": pretrain.run,
-  "rejection": rejection.run,
-  "reward_model": reward_model.run,
-  "rl": rl.run,
-  "sft": sft.run,
-}

@@ -33,6 +33,8 @@ from grpo_jax.train import loop
 from grpo_jax.train.update import make_update
 from grpo_jax.types import Experience, PromptBatch, Rollout
 
+SCHEMA, check = rl_setup.SCHEMA, rl_setup.check
+
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   """Trains a policy by GRPO or PPO; returns whether it got to its last step.

@@ -1,18 +1,17 @@
 """What the rl stage begins with: its config checked, its source, its state."""
 
 import pathlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors, sharding
+from grpo_jax import configs, errors, schema, sharding
 from grpo_jax.data import datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
-from grpo_jax.losses import advantages, policy
+from grpo_jax.losses import advantages, policy, weighting
 from grpo_jax.losses import value as value_lib
 from grpo_jax.models import lora, moe
 from grpo_jax.models import params as params_lib
@@ -24,15 +23,30 @@ from grpo_jax.rl import dynamic_sampling, experience, value_model
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
-from grpo_jax.stages import evaluate, pretrain
+from grpo_jax.stages import evaluate, pretrain, sections
 from grpo_jax.train import checkpoint, optimizer
 from grpo_jax.train import state as state_lib
 
 # What a random number is for; steps, rows and positions are folded in after it.
 SAMPLE, EVALUATE, ADAPTERS = 0, 1, 2
-# Fields of `sampling` that a schedule may change; each value of one of them
-# is a program of its own.
-SCHEDULED = ("max_new_tokens", "temperature", "cache_chunk")
+ADVANTAGES = {
+  "group": advantages.group_advantages,
+  "gae": experience.token_advantages,
+}
+
+
+def _scheduled(
+  *, max_new_tokens: int, temperature: float, cache_chunk: int
+) -> None:
+  """Fields of `sampling` that a schedule may change.
+
+  Each value of one of them is a program of its own.
+
+  Args:
+    max_new_tokens: completion slots; the stop token needs one.
+    temperature: above 0.
+    cache_chunk: slots by which the cache of completions grows.
+  """
 
 
 class Setup(NamedTuple):
@@ -232,6 +246,51 @@ def base_model(
   return pathlib.Path(config.source)
 
 
+def default_advantages(config: ConfigDict) -> str:
+  """Returns `config.advantages.kind` of a config that does not say it."""
+  return "group" if config.get("value") is None else "gae"
+
+
+SCHEMA = schema.Fields(
+  configs.rl,
+  {
+    "pretrain": schema.Optional(pretrain.SCHEMA),
+    "model": sections.MODEL,
+    "lora": sections.LORA,
+    "data": sections.DATA,
+    "from_step": schema.Free(),
+    "curriculum": schema.Optional(schema.Options(curriculum_lib.PassRates)),
+    "dynamic_sampling": schema.Optional(
+      schema.Options(dynamic_sampling.fill, ("ask",))
+    ),
+    "sampling": sections.SAMPLING,
+    "schedule": schema.Named(
+      schema.Options(_scheduled, partial=True), numbers=True
+    ),
+    "rewards": combine.SCHEMA,
+    "advantages": schema.Kind(ADVANTAGES, default=default_advantages),
+    "value": schema.Optional(
+      schema.Fields(
+        configs.value,
+        {
+          "loss": schema.Options(value_lib.value_loss),
+          "optimizer": sections.OPTIMIZER,
+        },
+      )
+    ),
+    "loss": schema.Kind(
+      policy.OBJECTIVES,
+      by="objective",
+      beside=True,
+      given=("entropy", "correction"),
+    ),
+    "optimizer": sections.OPTIMIZER,
+    "evaluate": sections.evaluation(configs.rl),
+  },
+  choices={"weighting": weighting.WEIGHTINGS},
+)
+
+
 def check(config: ConfigDict) -> None:
   """Raises an error of one sentence if the config cannot be run.
 
@@ -239,29 +298,11 @@ def check(config: ConfigDict) -> None:
     ValueError: a field is unknown or does not fit the others.
     FileNotFoundError: `config.source` holds no checkpoint.
   """
-  # Each by itself.
-  checked = "sampling", "advantages", "loss", "optimizer", "lora"
-  free = "data", "rewards", "pretrain", "schedule", "from_step"
-  errors.check_fields(config, configs.rl(), free=(*free, *checked))
+  schema.check(SCHEMA, config)
   policy.check(config.objective, config.weighting)
+  check_advantages(config)
   if config.value is not None:
     check_value(config)
-  for name, function, given in (
-    ("sampling", decode.SamplingParams, ()),
-    ("evaluate.sampling", decode.SamplingParams, ()),
-    ("advantages", advantages_of(config), ()),
-    (
-      "loss",
-      policy.OBJECTIVES[config.objective],
-      ("entropy", "correction"),
-    ),
-    ("optimizer", optimizer.make_optimizer, ("total_updates",)),
-    ("lora", lora.LoraConfig, ()),
-  ):
-    section = config
-    for part in name.split("."):
-      section = section[part]
-    errors.check_section(name, section, function, given)
   if lora.LoraConfig(**config.lora).rank and config.router_bias_rate:
     raise ValueError(
       f"config.router_bias_rate={config.router_bias_rate} moves the router of a"
@@ -284,21 +325,28 @@ def check(config: ConfigDict) -> None:
     )
 
 
-def advantages_of(config: ConfigDict) -> Callable[..., Any]:
-  """Returns the function whose arguments `config.advantages` holds."""
-  if config.value is not None:
-    return experience.token_advantages
-  return advantages.group_advantages
+def check_advantages(config: ConfigDict) -> None:
+  """Raises ConfigError unless values are estimated where they are read."""
+  kind = config.advantages.get("kind", default_advantages(config))
+  if config.value is not None and kind != "gae":
+    raise errors.ConfigError(
+      f"config.advantages.kind={kind!r} reads no values: with config.value it"
+      ' must be "gae", or set config.value=None.'
+    )
+  if config.value is None and kind == "gae":
+    raise errors.ConfigError(
+      'config.advantages.kind="gae" reads the values of a model: set'
+      " config.value, such as --config.value=on."
+    )
 
 
 def check_sampling(config: ConfigDict) -> None:
   """Raises ValueError where what is sampled could not be trained on."""
-  for step, changes in config.schedule.items():
+  for step in config.schedule:
     if not (isinstance(step, int) and step > 0):
       raise ValueError(
         f"config.schedule has {step!r}, which is no number of steps above 0."
       )
-    errors.check_names(f"config.schedule.{step}", changes, SCHEDULED)
   needs_groups = config.value is None or config.dynamic_sampling is not None
   if needs_groups and config.sampling.group_size < 2:
     raise ValueError(
@@ -321,14 +369,10 @@ def check_prompts(config: ConfigDict) -> None:
       raise ValueError(
         f"config.from_step.{source}={step!r} must be a number of steps."
       )
-  for name, function, given in (
-    ("curriculum", curriculum_lib.PassRates, ()),
-    ("dynamic_sampling", dynamic_sampling.fill, ("ask",)),
-  ):
+  for name in ("curriculum", "dynamic_sampling"):
     section = config[name]
     if section is None:
       continue
-    errors.check_section(name, section, function, given)
     term = section.get("term", "accuracy")
     if term not in config.rewards:
       raise ValueError(
@@ -349,23 +393,9 @@ def check_value(config: ConfigDict) -> None:
   """Raises an error where `config.value` does not fit.
 
   Raises:
-    ValueError: a field is unknown or does not fit the others.
+    ValueError: a field does not fit the others.
     FileNotFoundError: its source holds no checkpoint.
   """
-  errors.check_fields(
-    config.value,
-    configs.value(),
-    free=("loss", "optimizer"),
-    path="config.value",
-  )
-  given = "values", "old_values", "returns", "weights"
-  for name, function, filled_in in (
-    ("loss", value_lib.value_loss, given),
-    ("optimizer", optimizer.make_optimizer, ("total_updates",)),
-  ):
-    errors.check_section(
-      f"value.{name}", config.value[name], function, filled_in
-    )
   clip = config.value.loss.get("clip")
   if clip is not None and clip <= 0:
     raise ValueError(

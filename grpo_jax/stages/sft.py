@@ -11,7 +11,7 @@ import pathlib
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors, sharding
+from grpo_jax import configs, schema, sharding
 from grpo_jax.data import conversations, datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import lora, moe
@@ -19,7 +19,7 @@ from grpo_jax.models.params import Params
 from grpo_jax.runs import directory, progress, report
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
-from grpo_jax.stages import evaluate, pretrain
+from grpo_jax.stages import evaluate, pretrain, sections
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train.update import make_update
 
@@ -154,6 +154,18 @@ def _summary(
   return text
 
 
+SCHEMA = schema.Fields(
+  configs.sft,
+  {
+    "data": sections.DATA,
+    "model": sections.MODEL,
+    "lora": sections.LORA,
+    "optimizer": sections.OPTIMIZER,
+    "evaluate": schema.Optional(sections.evaluation(configs.sft)),
+  },
+)
+
+
 def check(config: ConfigDict) -> None:
   """Raises an error of one sentence if the config cannot be run.
 
@@ -161,18 +173,9 @@ def check(config: ConfigDict) -> None:
     ValueError: a field is unknown or does not fit the others.
     FileNotFoundError: `config.source` holds no checkpoint.
   """
-  free = ("data", "optimizer", "lora", "sampling")
-  if config.evaluate is None:
-    free += ("evaluate",)
-  errors.check_fields(config, configs.sft(), free=free)
-  errors.check_section(
-    "optimizer", config.optimizer, optimizer.make_optimizer, ("total_updates",)
-  )
-  errors.check_section("lora", config.lora, lora.LoraConfig)
+  schema.check(SCHEMA, config)
   if config.evaluate:
-    section = config.evaluate.sampling
-    errors.check_section("evaluate.sampling", section, decode.SamplingParams)
-    decode.SamplingParams(**section)
+    decode.SamplingParams(**config.evaluate.sampling)
   if config.lora.rank and config.router_bias_rate:
     raise ValueError(
       f"config.router_bias_rate={config.router_bias_rate} moves the router of a"
