@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from grpo_jax.losses import advantages
+from grpo_jax.losses import returns as returns_lib
 
 
 def _rewards(seed, shape=(5, 4)):
@@ -165,12 +166,22 @@ def test_reward_decoupled_matches_the_paper():
   expected = np.where(
     scored, (summed - members.mean()) / (members.std(ddof=1) + 1e-6), 0.0
   )
+  terms, _ = _jax(rewards, valid)
   result = advantages.reward_decoupled(
-    *_jax(rewards, valid), term_weights=term_weights
+    terms, term_weights=jnp.asarray(term_weights)
   )
   np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
-  with pytest.raises(ValueError, match="3 numbers"):
-    advantages.reward_decoupled(*_jax(rewards, valid), term_weights=[1.0])
+  with pytest.raises(Exception, match="term_weights"):
+    advantages.reward_decoupled(terms, term_weights=jnp.ones(1))
+
+
+def test_a_completion_that_is_not_valid_leaves_every_term():
+  terms = jnp.asarray(np.random.default_rng(0).random((2, 3, 4)), jnp.float32)
+  valid = jnp.ones((3, 4), bool).at[1, 2].set(False)
+  np.testing.assert_array_equal(
+    advantages.reward_decoupled(terms, valid),
+    advantages.reward_decoupled(jnp.where(valid, terms, jnp.nan)),
+  )
 
 
 def test_reward_decoupled_tells_apart_what_a_sum_confuses():
@@ -277,7 +288,7 @@ def test_gae_matches_a_loop_over_chosen_tokens(seed, parallel):
   ]
 
   def estimate(rewards, values, mask, final_value):
-    return advantages.gae(
+    return returns_lib.gae(
       rewards,
       values,
       mask,
@@ -300,10 +311,10 @@ def test_gae_of_lambda_one_is_the_return_less_the_value(parallel):
   rng = np.random.default_rng(0)
   rewards, values = jnp.asarray(rng.normal(size=(2, 9)), jnp.float32)
   mask = jnp.asarray(rng.random(9) < 0.7)
-  returns = advantages.discounted_returns(
+  returns = returns_lib.discounted_returns(
     rewards, mask, discount=0.9, final_value=2.0, parallel=parallel
   )
-  result = advantages.gae(
+  result = returns_lib.gae(
     rewards, values, mask, discount=0.9, lambda_=1.0, final_value=2.0
   )
   np.testing.assert_allclose(
@@ -314,7 +325,7 @@ def test_gae_of_lambda_one_is_the_return_less_the_value(parallel):
 def test_returns_skip_tokens_that_the_policy_did_not_choose():
   rewards = jnp.array([1.0, 100.0, 2.0, 4.0])
   mask = jnp.array([True, False, True, True])
-  result = advantages.discounted_returns(rewards, mask, discount=0.5)
+  result = returns_lib.discounted_returns(rewards, mask, discount=0.5)
   np.testing.assert_array_equal(result, [3.0, 0.0, 4.0, 4.0])
 
 

@@ -65,7 +65,7 @@ def _loss(name, batch, terms, options):
   terms = dict(terms)
   if "entropy_coef" in terms:
     terms["entropy"] = batch["entropy"]
-  return policy.OBJECTIVES[name](
+  return policy.LOSSES[name](
     batch["logprobs"],
     batch["old_logprobs"],
     batch["ref_logprobs"] if "kl_coef" in terms else None,
@@ -484,7 +484,7 @@ def test_the_entropy_bonus_carries_gradient():
 def test_a_contradiction_is_refused(name, options, sentence):
   x = jnp.zeros((1, 2))
   with pytest.raises(ValueError, match=sentence):
-    policy.OBJECTIVES[name](x, x, None, x, x, **options)
+    policy.LOSSES[name](x, x, None, x, x, **options)
 
 
 def test_a_kl_loss_without_expected_gradient_is_refused():
