@@ -123,6 +123,7 @@ class Options(Node):
       what it lacks is not the default of the function.
     shared: a function whose options the section holds, too, and not partially.
     nodes: of options that are sections.
+    choices: of options with a name in a table, those names.
   """
 
   function: Callable[..., Any]
@@ -130,6 +131,9 @@ class Options(Node):
   partial: bool = False
   shared: Callable[..., Any] | None = None
   nodes: Mapping[str, Node] = dataclasses.field(default_factory=dict)
+  choices: Mapping[str, Collection[str]] = dataclasses.field(
+    default_factory=dict
+  )
 
   def options(self, section: Any, parent: Any) -> dict[str, Option]:
     del section, parent
@@ -142,7 +146,11 @@ class Options(Node):
     if self.shared is not None:
       found = options_of(self.shared, self.given) | found
     return {
-      name: dataclasses.replace(option, node=self.nodes.get(name))
+      name: dataclasses.replace(
+        option,
+        node=self.nodes.get(name),
+        choices=tuple(self.choices.get(name, option.choices)),
+      )
       for name, option in found.items()
     }
 
@@ -437,6 +445,7 @@ def options_of(
       REQUIRED if p.default is p.empty else p.default,
       UNKNOWN if p.annotation is p.empty else p.annotation,
       comments.get(p.name, ""),
+      choices=_literals(p.annotation),
     )
     for p in named
     if own
@@ -497,6 +506,12 @@ def completed(node: Node, section: Any, parent: Any = None) -> Any:
     if option.node is not None and name in plain:
       plain[name] = completed(option.node, plain[name], plain)
   return plain
+
+
+def _literals(annotation: Any) -> tuple[Any, ...]:
+  """The values of a Literal."""
+  is_literal = typing.get_origin(annotation) is typing.Literal
+  return typing.get_args(annotation) if is_literal else ()
 
 
 def _below(name: str, paths: Mapping[str, Any]) -> dict[Any, Any]:

@@ -104,6 +104,9 @@ def rl() -> config_dict.ConfigDict:
   # `kind`: a name in `losses.advantages.ADVANTAGES`, then its options. With a
   # value model it is "gae".
   c.advantages = dict(kind="group", scale="std")
+  # What the sampler's error is corrected by: `kind`, a name in
+  # `losses.correction.CORRECTIONS`, then its options.
+  c.correction = dict(kind="none")
   # PPO: what `value()` returns.
   c.value = None
   # Names in `losses.policy.OBJECTIVES` and `losses.weighting.WEIGHTINGS`.

@@ -267,7 +267,11 @@ SCHEMA = schema.Fields(
   {
     "data": sections.DATA,
     "model": sections.MODEL,
-    "divergence": schema.Options(distill.full_divergence, ("chunk_size",)),
+    "divergence": schema.Options(
+      distill.full_divergence,
+      ("chunk_size",),
+      choices={"kind": distill.DIVERGENCES},
+    ),
     "prompts.data": sections.DATA,
     "sampling": sections.SAMPLING,
     "optimizer": sections.OPTIMIZER,

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from grpo_jax import configs, errors, schema, sharding
 from grpo_jax.data import datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
-from grpo_jax.losses import advantages, policy, weighting
+from grpo_jax.losses import advantages, correction, policy, weighting
 from grpo_jax.losses import value as value_lib
 from grpo_jax.models import lora, moe
 from grpo_jax.models import params as params_lib
@@ -19,7 +19,7 @@ from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards import combine
 from grpo_jax.rl import curriculum as curriculum_lib
-from grpo_jax.rl import dynamic_sampling, experience, value_model
+from grpo_jax.rl import dynamic_sampling, value_model
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
@@ -29,10 +29,6 @@ from grpo_jax.train import state as state_lib
 
 # What a random number is for; steps, rows and positions are folded in after it.
 SAMPLE, EVALUATE, ADAPTERS = 0, 1, 2
-ADVANTAGES = {
-  "group": advantages.group_advantages,
-  "gae": experience.token_advantages,
-}
 
 
 def _scheduled(
@@ -268,7 +264,10 @@ SCHEMA = schema.Fields(
       schema.Options(_scheduled, partial=True), numbers=True
     ),
     "rewards": combine.SCHEMA,
-    "advantages": schema.Kind(ADVANTAGES, default=default_advantages),
+    "advantages": schema.Kind(
+      advantages.ADVANTAGES, default=default_advantages
+    ),
+    "correction": schema.Kind(correction.CORRECTIONS, default="none"),
     "value": schema.Optional(
       schema.Fields(
         configs.value,
@@ -282,7 +281,7 @@ SCHEMA = schema.Fields(
       policy.OBJECTIVES,
       by="objective",
       beside=True,
-      given=("entropy", "correction"),
+      shared=policy.policy_loss,
     ),
     "optimizer": sections.OPTIMIZER,
     "evaluate": sections.evaluation(configs.rl),
