@@ -54,7 +54,7 @@ def run_behind(path: str | os.PathLike) -> str | None:
 
 
 def check_names(
-  path: str, section: Iterable[str], fields: Collection[str]
+  path: str, section: Iterable[Any], fields: Collection[Any]
 ) -> None:
   """Raises ConfigError where the section has a field that is not known.
 
@@ -78,5 +78,9 @@ def check_choice(path: str, choice: Any, choices: Collection[str]) -> None:
     choice: its value.
     choices: the names that there are.
   """
-  if not isinstance(choice, str) or choice not in choices:
-    raise ConfigError(f"{path}={choice!r} must be one of {', '.join(choices)}.")
+  if isinstance(choice, str) and choice in choices:
+    return
+  names = ", ".join(map(repr, choices))
+  close = difflib.get_close_matches(str(choice), choices, n=1)
+  end = f"; did you mean {close[0]!r}?" if close else "."
+  raise ConfigError(f"{path}={choice!r} must be one of {names}{end}")

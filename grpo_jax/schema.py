@@ -55,7 +55,7 @@ class Option:
 class Node:
   """What a section may hold. `parent` is the section around it."""
 
-  def options(self, section: Any, parent: Any) -> dict[str, Option]:
+  def options(self, section: Any, parent: Any) -> dict[Any, Option]:
     """The fields that are known by their names, also those not set."""
     del section, parent
     return {}
@@ -135,7 +135,7 @@ class Options(Node):
     default_factory=dict
   )
 
-  def options(self, section: Any, parent: Any) -> dict[str, Option]:
+  def options(self, section: Any, parent: Any) -> dict[Any, Option]:
     del section, parent
     found = options_of(self.function, self.given)
     if self.partial:
@@ -182,7 +182,7 @@ class Kind(Node):
     default = self.default(parent) if callable(self.default) else self.default
     return holder.get(self.by, default) if holder is not None else default
 
-  def options(self, section: Any, parent: Any) -> dict[str, Option]:
+  def options(self, section: Any, parent: Any) -> dict[Any, Option]:
     choice = self.choice(section, parent)
     found = {}
     if not self.beside:
@@ -249,7 +249,7 @@ class Fields(Node):
     default_factory=dict
   )
 
-  def options(self, section: Any, parent: Any) -> dict[str, Option]:
+  def options(self, section: Any, parent: Any) -> dict[Any, Option]:
     del section, parent
     found = {}
     choosing = {n.by: n.table for n in self._kinds_beside().values()}
@@ -301,7 +301,7 @@ class Optional(Node):
 
   node: Node
 
-  def options(self, section: Any, parent: Any) -> dict[str, Option]:
+  def options(self, section: Any, parent: Any) -> dict[Any, Option]:
     return self.node.options(section, parent)
 
   def option(self, name: Any, section: Any, parent: Any) -> Option | None:
@@ -341,7 +341,7 @@ class Named(Node):
   def key(self, name: str) -> Any:
     return int(name) if self.numbers and name.isdecimal() else name
 
-  def options(self, section: Any, parent: Any) -> dict[str, Option]:
+  def options(self, section: Any, parent: Any) -> dict[Any, Option]:
     names = self.names if self.names is not None else (section or ())
     return {name: self.option(name, section, parent) for name in names}
 
@@ -371,7 +371,7 @@ class Chosen(Node):
   scalars: tuple[type, ...] = ()
   scalar: str = ""
 
-  def options(self, section: Any, parent: Any) -> dict[str, Option]:
+  def options(self, section: Any, parent: Any) -> dict[Any, Option]:
     return self._node(section).options(section, parent)
 
   def option(self, name: Any, section: Any, parent: Any) -> Option | None:
@@ -403,7 +403,7 @@ class Chosen(Node):
 class Free(Node):
   """Names and values of the user's own."""
 
-  def options(self, section: Any, parent: Any) -> dict[str, Option]:
+  def options(self, section: Any, parent: Any) -> dict[Any, Option]:
     del parent
     return {name: Option(UNKNOWN) for name in section or ()}
 
@@ -421,7 +421,7 @@ def options_of(
   given: tuple[str, ...] = (),
   *,
   own: bool = True,
-) -> dict[str, Option]:
+) -> dict[Any, Option]:
   """The options of a function: its keyword-only parameters; all of a class.
 
   The keys of `**terms: Unpack[Terms]`, where Terms is a TypedDict, are options
@@ -440,9 +440,17 @@ def options_of(
     or (inspect.isclass(function) and p.kind is p.POSITIONAL_OR_KEYWORD)
   ]
   comments = documented(function)
+  factories = {}
+  if inspect.isclass(function) and dataclasses.is_dataclass(function):
+    # The signature has something else in the place of what they return.
+    factories = {
+      field.name: field.default_factory()
+      for field in dataclasses.fields(function)
+      if field.default_factory is not dataclasses.MISSING
+    }
   found = {
     p.name: Option(
-      REQUIRED if p.default is p.empty else p.default,
+      factories.get(p.name, REQUIRED if p.default is p.empty else p.default),
       UNKNOWN if p.annotation is p.empty else p.annotation,
       comments.get(p.name, ""),
       choices=_literals(p.annotation),

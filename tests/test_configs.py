@@ -226,7 +226,7 @@ class TestFields:
         {"rewards": {"format": 1}},
         "config.rewards has no field 'format'; there are 'accuracy'.",
       ),
-      ({"seed": "x"}, "config.seed='x' must be one of a, b."),
+      ({"seed": "x"}, "config.seed='x' must be one of 'a', 'b'."),
     ],
   )
   def test_what_it_does_not_have_is_named_with_its_path(self, config, sentence):
@@ -447,7 +447,8 @@ class TestOverride:
       ("betas[2]=1", "config.betas has no element [2]."),
       (
         "objective=weihed",
-        "config.objective='weihed' must be one of clipped, also, weighed.",
+        "config.objective='weihed' must be one of 'clipped', 'also',"
+        " 'weighed'; did you mean 'weighed'?",
       ),
       (
         "loss=None",

@@ -242,7 +242,7 @@ def base_model(
   return pathlib.Path(config.source)
 
 
-def default_advantages(config: ConfigDict) -> str:
+def default_advantages(config: errors.Section) -> str:
   """Returns `config.advantages.kind` of a config that does not say it."""
   return "group" if config.get("value") is None else "gae"
 
