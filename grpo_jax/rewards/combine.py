@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from grpo_jax import errors, types
+from grpo_jax import errors, schema, types
 from grpo_jax.rewards import terms as terms_lib
 
 RewardFn = Callable[..., Sequence[float | None] | terms_lib.Result]
@@ -288,7 +288,7 @@ def _term(section: errors.Section, name: str) -> Term:
     fields = dict(weight=fields)
   fields = {key: _plain(value) for key, value in fields.items()}
   own = {key: fields.pop(key) for key in _FIELDS if key in fields}
-  errors.check_section(f"rewards.{name}", own, _fields)
+  schema.check(schema.Options(_fields), own, where)
   if name in REWARDS and "function" in own:
     raise errors.ConfigError(
       f"{where} has a function, but {name!r} is a built-in reward; choose"
@@ -306,7 +306,7 @@ def _term(section: errors.Section, name: str) -> Term:
         f" {errors.nearest(field, [*_FIELDS, *options])}"
       )
   if options:
-    errors.check_section(f"rewards.{name}", fields, function, given)
+    schema.check(schema.Options(function, given), fields, where)
   _check_number(f"The weight of reward {name!r}", own["weight"])
   only_if = own.get("only_if") or {}
   if not isinstance(only_if, Mapping):
@@ -346,11 +346,42 @@ def _term(section: errors.Section, name: str) -> Term:
   )
 
 
-def _fields(*, weight, only_if=None, only_for=None, from_step=0, function=None):
-  """The fields that every term may have."""
+def _fields(
+  *,
+  weight: float,
+  only_if: Mapping[str, float] | None = None,
+  only_for: tuple[str, ...] | None = None,
+  from_step: int = 0,
+  function: str | None = None,
+) -> None:
+  """The fields that every term may have.
+
+  Args:
+    weight: of its scores in the sum; any sign. 0: computed and logged alone.
+    only_if: other terms and their least values, without which it adds nothing.
+    only_for: sources of the problems that it scores; None for all.
+    from_step: steps done before it scores any.
+    function: of the user's own, "package.module:function".
+  """
 
 
 _FIELDS = tuple(inspect.signature(_fields).parameters)
+
+
+def _term_schema(name: str) -> schema.Node:
+  """What a term may hold: what all may, and the options of its function."""
+
+  def choose(fields: errors.Section) -> schema.Node:
+    path = fields.get("function") or REWARDS.get(name)
+    function = _load(name, path) if path else _fields
+    only_if = {"only_if": schema.Optional(schema.Free())}
+    return schema.Options(function, GIVEN, shared=_fields, nodes=only_if)
+
+  return schema.Chosen(choose, scalars=(int, float), scalar="weight")
+
+
+# What a section of rewards may hold. `check` checks it.
+SCHEMA = schema.Named(_term_schema, known=tuple(REWARDS))
 
 
 def _load(name: str, path: str | None) -> RewardFn:

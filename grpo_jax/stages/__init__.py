@@ -1,4 +1,8 @@
-"""The stages: each module has `run(config, workdir) -> Outcome`."""
+"""The stages: each module has `run(config, workdir) -> Outcome`.
+
+Beside it stand `check(config)`, which says in one sentence what cannot be run,
+and `SCHEMA`, what the stage's config may hold.
+"""
 
 import importlib
 from types import ModuleType
@@ -20,14 +24,10 @@ NAMES = (
 
 
 def load(name: str) -> ModuleType:
-  """Returns the module of a stage; no other is imported.
+  """Returns the module of a stage, which is imported now, and JAX with it.
 
   Raises:
     ConfigError: there is no such stage.
   """
-  if name not in NAMES:
-    raise errors.ConfigError(
-      f"config.stage={name!r} must be one of {NAMES};"
-      f" {errors.nearest(name, NAMES)}"
-    )
+  errors.check_choice("config.stage", name, NAMES)
   return importlib.import_module(f"grpo_jax.stages.{name}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors, stages
+from grpo_jax import configs, errors, schema, stages
 from grpo_jax.runs import directory, progress, report
 from grpo_jax.runs import log as run_log
 from grpo_jax.runs import source as source_lib
@@ -84,12 +84,24 @@ def filled(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
   return ConfigDict(fill(config.to_dict()))
 
 
+def _of_its_stage(step: Mapping[str, Any]) -> schema.Node:
+  name = step.get("stage")
+  return stages.load(name).SCHEMA if name in stages.NAMES else schema.Free()
+
+
+SCHEMA = schema.Fields(
+  configs.chain,
+  {
+    # Each step is checked when it comes, by its stage.
+    "steps": schema.Named(schema.Chosen(_of_its_stage), closed=True),
+    "table": schema.Options(report.results_table),
+  },
+)
+
+
 def check(config: ConfigDict) -> None:
   """Raises an error of one sentence if the chain cannot be run, as `run`."""
-  errors.check_fields(config, configs.chain(), free=("steps", "table"))
-  errors.check_section(
-    "table", config.table, report.results_table, ("workdir",)
-  )
+  schema.check(SCHEMA, config)
   steps = set(config.steps)
   # A row of the table is a step, or within one that is a chain itself.
   within = tuple(f"{step}/" for step in steps)

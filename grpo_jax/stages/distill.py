@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors
+from grpo_jax import configs, schema
 from grpo_jax.data import conversations, datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.losses import distill, policy
@@ -31,7 +31,7 @@ from grpo_jax.runs import progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import Outcome
 from grpo_jax.sampling import decode, generate
-from grpo_jax.stages import setup
+from grpo_jax.stages import sections, setup
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train.update import make_update
 from grpo_jax.types import TextBatch
@@ -252,6 +252,24 @@ def advantage_loss(
 _OBJECTIVES = {"divergence": divergence_loss, "advantage": advantage_loss}
 
 
+SCHEMA = schema.Fields(
+  configs.distill,
+  {
+    "data": sections.DATA,
+    "model": sections.MODEL,
+    "divergence": schema.Options(
+      distill.full_divergence,
+      ("chunk_size",),
+      choices={"kind": distill.DIVERGENCES},
+    ),
+    "prompts.data": sections.DATA,
+    "sampling": sections.SAMPLING,
+    "optimizer": sections.OPTIMIZER,
+  },
+  choices={"objective": _OBJECTIVES},
+)
+
+
 def check(config: ConfigDict) -> None:
   """Raises an error of one sentence if the config cannot be run.
 
@@ -260,21 +278,9 @@ def check(config: ConfigDict) -> None:
       teacher have different vocabularies.
     FileNotFoundError: `config.source` or `config.teacher` holds no model.
   """
-  checked = "data", "model", "divergence", "sampling", "optimizer"
-  errors.check_fields(config, configs.distill(), free=checked)
-  for name, function, given in (
-    ("divergence", distill.full_divergence, ("chunk_size",)),
-    ("sampling", decode.SamplingParams, ()),
-    ("optimizer", optimizer.make_optimizer, ("total_updates",)),
-  ):
-    errors.check_section(name, config[name], function, given)
+  schema.check(SCHEMA, config)
   distill.check(**config.divergence)
   sampling = decode.SamplingParams(**config.sampling)
-  if config.objective not in _OBJECTIVES:
-    raise ValueError(
-      f"config.objective={config.objective!r} must be one of"
-      f" {tuple(_OBJECTIVES)}."
-    )
   share = config.on_policy_share
   if not 0 <= share <= 1:
     raise ValueError(f"config.on_policy_share={share} must be in [0, 1].")

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors
+from grpo_jax import configs, errors, schema
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.evaluation import ask, probes
 from grpo_jax.evaluation import results as results_lib
@@ -23,7 +23,7 @@ from grpo_jax.runs import log as run_log
 from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import Outcome
 from grpo_jax.sampling import decode
-from grpo_jax.stages import setup
+from grpo_jax.stages import sections, setup
 from grpo_jax.types import Completions
 
 
@@ -185,6 +185,68 @@ def merged(common: ConfigDict, section: ConfigDict) -> dict[str, Any]:
   return fields | own | {"sampling": sampling}
 
 
+def _differs(
+  *,
+  prompt_slots: int,
+  num_problems: int,
+  prompts_per_batch: int,
+  sampling: Mapping[str, Any],
+  rewards: Mapping[str, Any],
+  greedy: bool,
+) -> None:
+  """Fields of `config.evaluate` that may differ for a dataset.
+
+  Args:
+    prompt_slots: tokens that a prompt may have.
+    num_problems: the first ones of the dataset; 0 for all.
+    prompts_per_batch: how many are asked at a time.
+    sampling: fields that differ.
+    rewards: what is measured.
+    greedy: whether each problem is asked once more, at temperature 0.
+  """
+
+
+def _asks(*, data: Mapping[str, Any]) -> None:
+  """A dataset of `config.datasets`.
+
+  Args:
+    data: what `data.datasets.load` reads.
+  """
+
+
+def _holds_against(*, source: str, data: Mapping[str, Any]) -> None:
+  """`config.against`.
+
+  Args:
+    source: directory of the other model.
+    data: what `data.datasets.load` reads.
+  """
+
+
+def _asked(own: Callable[..., None]) -> schema.Options:
+  nodes = {
+    "data": sections.DATA,
+    "sampling": schema.Options(decode.SamplingParams, partial=True),
+    "rewards": combine.SCHEMA,
+  }
+  return schema.Options(_differs, partial=True, shared=own, nodes=nodes)
+
+
+SCHEMA = schema.Fields(
+  configs.evaluate,
+  {
+    "model": sections.MODEL,
+    "evaluate.sampling": sections.SAMPLING,
+    "evaluate.rewards": combine.SCHEMA,
+    "datasets": schema.Named(_asked(_asks)),
+    "probes": schema.Named(
+      lambda name: schema.Options(probes.PROBES[name]), tuple(probes.PROBES)
+    ),
+    "against": schema.Optional(_asked(_holds_against)),
+  },
+)
+
+
 def check(config: ConfigDict) -> None:
   """Raises an error of one sentence if the config cannot be run.
 
@@ -193,28 +255,14 @@ def check(config: ConfigDict) -> None:
     FileNotFoundError: `config.source` or the model it is held against is not
       there.
   """
-  free = ("data", "sampling", "rewards", "datasets", "probes", "against")
-  errors.check_fields(config, configs.evaluate(), free=free)
+  schema.check(SCHEMA, config)
   if not config.datasets:
     raise errors.ConfigError("config.datasets is empty; name one at least.")
-  asked = {f"datasets.{name}": s for name, s in config.datasets.items()}
-  if config.against:
-    asked["against"] = config.against
-  for where, section in asked.items():
-    own = ("data", "source") if where == "against" else ("data",)
-    errors.check_names(f"config.{where}", section, (*own, *config.evaluate))
-    for field in own:
-      if field not in section:
-        raise errors.ConfigError(f"config.{where} lacks the field {field!r}.")
+  against = [config.against] if config.against else []
+  for section in (*config.datasets.values(), *against):
     fields = merged(config.evaluate, section)
-    errors.check_section(
-      f"{where}.sampling", fields["sampling"], decode.SamplingParams
-    )
     decode.SamplingParams(**fields["sampling"])
     combine.check(fields["rewards"])
-  errors.check_names("config.probes", config.probes, probes.PROBES)
-  for name, section in config.probes.items():
-    errors.check_section(f"probes.{name}", section, probes.PROBES[name])
   source_lib.require_source(config.source)
   if config.against:
     source_lib.require_source(config.against.source, "against.source")

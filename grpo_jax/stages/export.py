@@ -4,7 +4,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors
+from grpo_jax import configs, schema
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import config as config_lib
 from grpo_jax.models import hf, lora
@@ -26,13 +26,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
       adapters to write.
     FileNotFoundError: `config.source` holds no model.
   """
-  errors.check_fields(config, configs.export())
-  errors.check_section("save", config.save, hf.save)
-  if config.save.dtype not in (None, *config_lib.DTYPES):
-    raise ValueError(
-      f"config.save.dtype={config.save.dtype!r} must be one of"
-      f" {config_lib.DTYPES}."
-    )
+  check(config)
   hf.check_target(workdir)
   tok = tokenizer.load(source_lib.tokenizer_directory(config.source))
   with setup.open_run(config, workdir) as run:
@@ -47,3 +41,16 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
       hf.save(workdir, cfg, params, tok, **config.save)
   progress.say(f"{what} after step {step} of {config.source}: in {workdir}.")
   return Outcome.FINISHED
+
+
+SCHEMA = schema.Fields(configs.export, {"save": schema.Options(hf.save)})
+
+
+def check(config: ConfigDict) -> None:
+  """Raises ValueError, in one sentence, if the config cannot be run."""
+  schema.check(SCHEMA, config)
+  if config.save.dtype not in (None, *config_lib.DTYPES):
+    raise ValueError(
+      f"config.save.dtype={config.save.dtype!r} must be one of"
+      f" {config_lib.DTYPES}."
+    )

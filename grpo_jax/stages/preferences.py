@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors, sharding
+from grpo_jax import configs, errors, schema, sharding
 from grpo_jax.curation import annotate
 from grpo_jax.data import datasets, prompts, records
 from grpo_jax.data.tokenizers import tokenizer
@@ -41,7 +41,7 @@ from grpo_jax.runs import progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import Outcome, StopRequest
 from grpo_jax.sampling import decode, generate
-from grpo_jax.stages import setup
+from grpo_jax.stages import sections, setup
 from grpo_jax.types import Problem
 
 # What a random number is for; batches and rows are folded in after it.
@@ -203,21 +203,24 @@ def _lines(path: pathlib.Path) -> int:
   return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+SCHEMA = schema.Fields(
+  configs.preferences,
+  {
+    "data": sections.DATA,
+    "model": sections.MODEL,
+    "sampling": sections.SAMPLING,
+    "rewards": combine.SCHEMA,
+    "pairs": schema.Options(annotate.pairs_of, ("seed",)),
+    "steps": schema.Options(annotate.steps_of, ("annotator", "rewards", "key")),
+  },
+  choices={"kind": ("labels", "pairs", "steps")},
+)
+
+
 def check(config: ConfigDict) -> None:
   """Raises ValueError, in one sentence, if the config cannot be run."""
-  errors.check_fields(
-    config, configs.preferences(), free=("data", "sampling", "rewards")
-  )
-  errors.check_section("sampling", config.sampling, decode.SamplingParams)
-  errors.check_section("pairs", config.pairs, annotate.pairs_of, ("seed",))
-  given = "annotator", "rewards", "key"
-  errors.check_section("steps", config.steps, annotate.steps_of, given)
+  schema.check(SCHEMA, config)
   combine.check(config.rewards)
-  kinds = ("labels", "pairs", "steps")
-  if config.kind not in kinds:
-    raise errors.ConfigError(
-      f"config.kind={config.kind!r} must be one of {', '.join(kinds)}."
-    )
   if config.kind == "pairs" and config.sampling.group_size < 2:
     raise errors.ConfigError(
       "config.sampling.group_size must be at least 2: pairs are of completions"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors
+from grpo_jax import configs, schema
 from grpo_jax.data import datasets
 from grpo_jax.data.text import TextSource
 from grpo_jax.data.tokenizers import tokenizer
@@ -22,7 +22,8 @@ from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs.signals import Outcome
-from grpo_jax.stages import setup
+from grpo_jax.stages import describe as describe_lib
+from grpo_jax.stages import sections, setup
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train.update import make_update
 from grpo_jax.types import TextBatch
@@ -121,26 +122,33 @@ def make_tokenizer(
   )
 
 
+SCHEMA = schema.Fields(
+  configs.pretrain,
+  {
+    "data": sections.DATA,
+    "model": schema.Options(ModelConfig, ("vocab_size",)),
+    "optimizer": sections.OPTIMIZER,
+  },
+  choices={"tokenizer.kind": ("sentencepiece", "bytes")},
+)
+
+
 def check(config: ConfigDict) -> None:
   """Raises ValueError, in one sentence, if the config cannot be run."""
-  errors.check_fields(
-    config, configs.pretrain(), free=("data", "model", "optimizer")
-  )
-  given = ("vocab_size",)
-  errors.check_section("model", config.model, ModelConfig, given)
-  errors.check_section(
-    "optimizer", config.optimizer, optimizer.make_optimizer, ("total_updates",)
-  )
+  schema.check(SCHEMA, config)
   cfg = ModelConfig(vocab_size=1, **config.model)
   moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)
   optimizer.make_optimizer(config.total_steps, **config.optimizer)
-  kinds = ("sentencepiece", "bytes")
-  if config.tokenizer.kind not in kinds:
-    raise ValueError(
-      f"config.tokenizer.kind={config.tokenizer.kind!r} must be one of {kinds}."
-    )
   rows, pieces = config.batch.num_rows, config.batch.num_microbatches
   if rows % pieces:
     raise ValueError(
       f"config.batch.num_rows={rows} must divide by num_microbatches={pieces}."
     )
+
+
+def describe(config: ConfigDict) -> list[str]:
+  """Returns lines on what the run would take."""
+  _, lines = describe_lib.training(describe_lib.pretrained(config))
+  tokens = config.batch.num_rows * config.batch.row_length
+  lines.append(f"tokens of a step: {tokens:,}; steps: {config.total_steps:,}")
+  return lines

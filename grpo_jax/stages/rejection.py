@@ -26,16 +26,17 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors, sharding
-from grpo_jax.curation import ask, rewriting, selection
+from grpo_jax import configs, errors, schema, sharding
+from grpo_jax.curation import ask, filters, rewriting, selection
 from grpo_jax.data import datasets, records
 from grpo_jax.data.tokenizers import tokenizer
+from grpo_jax.rewards import combine
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import log as run_log
 from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import Outcome, StopRequest
 from grpo_jax.sampling import decode, generate
-from grpo_jax.stages import claim, setup
+from grpo_jax.stages import claim, sections, setup
 from grpo_jax.types import Completions
 
 DATASET, COMPLETIONS, _SOURCES = "dataset", "completions.jsonl", "sources.json"
@@ -230,6 +231,31 @@ def draw(
   )
 
 
+SCHEMA = schema.Fields(
+  configs.rejection,
+  {
+    "data": sections.DATA,
+    "model": sections.MODEL,
+    "decontaminate": schema.Options(
+      ask.test_sets, nodes={"tests": schema.Named(sections.DATA)}
+    ),
+    "ways": schema.Named(
+      schema.Options(
+        ask.Way,
+        nodes={
+          "sampling": schema.Options(decode.SamplingParams, partial=True),
+          "rewrite": rewriting.SCHEMA,
+        },
+      )
+    ),
+    "sampling": sections.SAMPLING,
+    "rewards": combine.SCHEMA,
+    "keep": schema.Free(),
+    "filters": filters.SCHEMA,
+  },
+)
+
+
 def check(
   config: ConfigDict,
 ) -> tuple[selection.Rules, dict[str, ask.Way]]:
@@ -238,13 +264,7 @@ def check(
   Raises:
     ConfigError: a field is unknown or does not fit.
   """
-  errors.check_fields(
-    config,
-    configs.rejection(),
-    free=("data", "ways", "rewards", "keep", "filters", "sampling", "tests"),
-  )
-  errors.check_section("sampling", config.sampling, decode.SamplingParams)
-  errors.check_section("decontaminate", config.decontaminate, ask.test_sets)
+  schema.check(SCHEMA, config)
   if not config.ways:
     raise errors.ConfigError("config.ways is empty: name a way to ask.")
   if config.prompts_per_batch < 1:
@@ -254,11 +274,9 @@ def check(
   ways = {}
   for name, section in config.to_dict()["ways"].items():
     where = f"ways.{name}"
-    errors.check_section(where, section, ask.Way)
     way = ways[name] = ask.Way(**section)
     rewriting.check(way.rewrite, f"{where}.rewrite")
     fields = {**config.sampling} | dict(way.sampling)
-    errors.check_section(f"{where}.sampling", fields, decode.SamplingParams)
     decode.SamplingParams(**fields)
     if bool(way.shots) != bool(way.num_shots):
       raise errors.ConfigError(

@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors, sharding
+from grpo_jax import configs, errors, schema, sharding, stages
 from grpo_jax.data import preferences, prompts
 from grpo_jax.losses import preference
 from grpo_jax.models import scoring
@@ -37,7 +37,7 @@ from grpo_jax.reward_models import evaluate as held_out
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import Outcome
-from grpo_jax.stages import setup
+from grpo_jax.stages import sections, setup
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train.update import make_update
 from grpo_jax.types import LabelledBatch, PairBatch
@@ -261,26 +261,7 @@ def report(
 
 def check(config: ConfigDict) -> None:
   """Raises ValueError, in one sentence, if the config cannot be run."""
-  errors.check_fields(
-    config,
-    configs.reward_model(),
-    free=("loss", "optimizer", "pretrain"),
-  )
-  if config.kind not in KINDS:
-    raise errors.ConfigError(
-      f"config.kind={config.kind!r} must be one of {', '.join(KINDS)}."
-    )
-  kind = KINDS[config.kind]
-  errors.check_section("loss", config.loss, kind.loss, ("cfg",))
-  given = ("total_updates",)
-  errors.check_section(
-    "optimizer", config.optimizer, optimizer.make_optimizer, given
-  )
-  if config.normalize.reference not in ("both", "chosen"):
-    raise errors.ConfigError(
-      f"config.normalize.reference={config.normalize.reference!r} must be both"
-      " or chosen."
-    )
+  schema.check(SCHEMA, config)
   rows, pieces = config.batch.num_rows, config.batch.num_microbatches
   if rows % pieces:
     raise errors.ConfigError(
@@ -343,3 +324,20 @@ KINDS = {
   "pointwise": _LABELS,
   "process": _LABELS._replace(reading="process", probability=False),
 }
+
+
+SCHEMA = schema.Fields(
+  configs.reward_model,
+  {
+    "pretrain": schema.Optional(stages.load("pretrain").SCHEMA),
+    "model": sections.MODEL,
+    "loss": schema.Kind(
+      {name: kind.loss for name, kind in KINDS.items()},
+      by="kind",
+      beside=True,
+      given=("cfg",),
+    ),
+    "optimizer": sections.OPTIMIZER,
+  },
+  choices={"normalize.reference": ("both", "chosen")},
+)

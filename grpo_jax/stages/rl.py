@@ -21,6 +21,11 @@ from grpo_jax.sampling import generate
 from grpo_jax.stages import rl_setup, setup
 from grpo_jax.train import loop as loop_lib
 
+SCHEMA, check = rl_setup.SCHEMA, rl_setup.check
+
+
+SCHEMA, check, describe = rl_setup.SCHEMA, rl_setup.check, rl_setup.describe
+
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
   """Trains a policy by GRPO or PPO.
@@ -29,7 +34,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
     ValueError: a field of the config is unknown or does not fit the others.
     FileNotFoundError: there is no base model, and no way given to make one.
   """
-  rl_setup.check(config)
+  check(config)
   with setup.open_run(config, workdir) as run:
     begun = rl_setup.begin(run)
     if begun is None:

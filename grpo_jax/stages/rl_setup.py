@@ -1,17 +1,17 @@
 """What the rl stage begins with: its config checked, its source, its state."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optax
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors, sharding, stages
+from grpo_jax import configs, errors, schema, sharding, stages
 from grpo_jax.data import datasets, prompts
 from grpo_jax.evaluation import ask
+from grpo_jax.losses import advantages, correction, policy, weighting
 from grpo_jax.losses import advantages as advantages_lib
-from grpo_jax.losses import policy
 from grpo_jax.losses import value as value_lib
 from grpo_jax.models import lora, moe
 from grpo_jax.models.config import ModelConfig
@@ -30,7 +30,8 @@ from grpo_jax.rl import (
 from grpo_jax.runs import progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
-from grpo_jax.stages import setup
+from grpo_jax.stages import describe as describe_lib
+from grpo_jax.stages import sections, setup
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train import state as state_lib
 from grpo_jax.types import Problem
@@ -40,6 +41,20 @@ SAMPLE, EVALUATE, ADAPTERS = 0, 1, 2
 # Fields of `sampling` that a schedule may change; each value of one of them
 # is a program of its own.
 SCHEDULED = ("max_new_tokens", "temperature", "cache_chunk")
+
+
+def _scheduled(
+  *, max_new_tokens: int, temperature: float, cache_chunk: int
+) -> None:
+  """Fields of `sampling` that a schedule may change.
+
+  Each value of one of them is a program of its own.
+
+  Args:
+    max_new_tokens: completion slots; the stop token needs one.
+    temperature: above 0.
+    cache_chunk: slots by which the cache of completions grows.
+  """
 
 
 class Begun(NamedTuple):
@@ -241,6 +256,54 @@ def num_pieces(config: ConfigDict) -> int:
   return config.batching.num_minibatches * config.batching.num_microbatches
 
 
+def default_advantages(config: errors.Section) -> str:
+  """Returns `config.advantages.kind` of a config that does not say it."""
+  return "group" if config.get("value") is None else "gae"
+
+
+SCHEMA = schema.Fields(
+  configs.rl,
+  {
+    "pretrain": schema.Optional(stages.load("pretrain").SCHEMA),
+    "model": sections.MODEL,
+    "lora": sections.LORA,
+    "data": sections.DATA,
+    "from_step": schema.Free(),
+    "curriculum": schema.Optional(schema.Options(curriculum_lib.PassRates)),
+    "dynamic_sampling": schema.Optional(
+      schema.Options(dynamic_sampling.fill, ("ask",))
+    ),
+    "sampling": sections.SAMPLING,
+    "schedule": schema.Named(
+      schema.Options(_scheduled, partial=True), numbers=True
+    ),
+    "rewards": combine.SCHEMA,
+    "advantages": schema.Kind(
+      advantages.ADVANTAGES, default=default_advantages
+    ),
+    "correction": schema.Kind(correction.CORRECTIONS, default="none"),
+    "value": schema.Optional(
+      schema.Fields(
+        configs.value,
+        {
+          "loss": schema.Options(value_lib.value_loss),
+          "optimizer": sections.OPTIMIZER,
+        },
+      )
+    ),
+    "loss": schema.Kind(
+      policy.OBJECTIVES,
+      by="objective",
+      beside=True,
+      shared=policy.policy_loss,
+    ),
+    "optimizer": sections.OPTIMIZER,
+    "evaluate": sections.evaluation(configs.rl),
+  },
+  choices={"weighting": weighting.WEIGHTINGS},
+)
+
+
 def check(config: ConfigDict) -> None:
   """Raises an error of one sentence if the config cannot be run.
 
@@ -248,29 +311,11 @@ def check(config: ConfigDict) -> None:
     ValueError: a field is unknown or does not fit the others.
     FileNotFoundError: `config.source` holds no checkpoint.
   """
-  # Each by itself.
-  checked = "sampling", "advantages", "loss", "optimizer", "lora"
-  free = "data", "rewards", "pretrain", "schedule", "from_step"
-  errors.check_fields(config, configs.rl(), free=(*free, *checked))
+  schema.check(SCHEMA, config)
   policy.check(config.objective, config.weighting)
+  check_advantages(config)
   if config.value is not None:
     check_value(config)
-  for name, function, given in (
-    ("sampling", decode.SamplingParams, ()),
-    ("evaluate.sampling", decode.SamplingParams, ()),
-    ("advantages", advantages_of(config), ()),
-    (
-      "loss",
-      policy.OBJECTIVES[config.objective],
-      ("entropy", "correction"),
-    ),
-    ("optimizer", optimizer.make_optimizer, ("total_updates",)),
-    ("lora", lora.LoraConfig, ()),
-  ):
-    section = config
-    for part in name.split("."):
-      section = section[part]
-    errors.check_section(name, section, function, given)
   if lora.LoraConfig(**config.lora).rank and config.router_bias_rate:
     raise ValueError(
       f"config.router_bias_rate={config.router_bias_rate} moves the router of a"
@@ -293,19 +338,28 @@ def check(config: ConfigDict) -> None:
     )
 
 
-def advantages_of(config: ConfigDict) -> Callable[..., Any]:
-  """Returns the function whose arguments `config.advantages` holds."""
-  return advantages_lib.ADVANTAGES[advantages_section(config)["kind"]]
+def check_advantages(config: ConfigDict) -> None:
+  """Raises ConfigError unless values are estimated where they are read."""
+  kind = config.advantages.get("kind", default_advantages(config))
+  if config.value is not None and kind != "gae":
+    raise errors.ConfigError(
+      f"config.advantages.kind={kind!r} reads no values: with config.value it"
+      ' must be "gae", or set config.value=None.'
+    )
+  if config.value is None and kind == "gae":
+    raise errors.ConfigError(
+      'config.advantages.kind="gae" reads the values of a model: set'
+      " config.value, such as --config.value=on."
+    )
 
 
 def check_sampling(config: ConfigDict) -> None:
   """Raises ValueError where what is sampled could not be trained on."""
-  for step, changes in config.schedule.items():
+  for step in config.schedule:
     if not (isinstance(step, int) and step > 0):
       raise ValueError(
         f"config.schedule has {step!r}, which is no number of steps above 0."
       )
-    errors.check_names(f"config.schedule.{step}", changes, SCHEDULED)
   needs_groups = config.value is None or config.dynamic_sampling is not None
   if needs_groups and config.sampling.group_size < 2:
     raise ValueError(
@@ -328,14 +382,10 @@ def check_prompts(config: ConfigDict) -> None:
       raise ValueError(
         f"config.from_step.{source}={step!r} must be a number of steps."
       )
-  for name, function, given in (
-    ("curriculum", curriculum_lib.PassRates, ()),
-    ("dynamic_sampling", dynamic_sampling.fill, ("ask",)),
-  ):
+  for name in ("curriculum", "dynamic_sampling"):
     section = config[name]
     if section is None:
       continue
-    errors.check_section(name, section, function, given)
     term = section.get("term", "accuracy")
     if term not in config.rewards:
       raise ValueError(
@@ -356,23 +406,9 @@ def check_value(config: ConfigDict) -> None:
   """Raises an error where `config.value` does not fit.
 
   Raises:
-    ValueError: a field is unknown or does not fit the others.
+    ValueError: a field does not fit the others.
     FileNotFoundError: its source holds no checkpoint.
   """
-  errors.check_fields(
-    config.value,
-    configs.value(),
-    free=("loss", "optimizer"),
-    path="config.value",
-  )
-  given = "values", "old_values", "returns", "weights"
-  for name, function, filled_in in (
-    ("loss", value_lib.value_loss, given),
-    ("optimizer", optimizer.make_optimizer, ("total_updates",)),
-  ):
-    errors.check_section(
-      f"value.{name}", config.value[name], function, filled_in
-    )
   clip = config.value.loss.get("clip")
   if clip is not None and clip <= 0:
     raise ValueError(
@@ -384,3 +420,29 @@ def check_value(config: ConfigDict) -> None:
       raise ValueError(f"config.advantages.{name}={number} must be in [0, 1].")
   if config.value.source:
     source_lib.require_source(config.value.source, "value.source")
+
+
+def describe(config: ConfigDict) -> list[str]:
+  """Returns lines on what the run would take."""
+  cfg = describe_lib.read_model(config)
+  settings = lora.LoraConfig(**config.lora)
+  _, lines = describe_lib.training(cfg, settings)
+  if not settings.rank and (
+    config.loss.get("kl_coef") or config.advantages.get("kl_coef")
+  ):
+    lines.append(describe_lib.reference(cfg))
+  if config.value is not None:
+    lines.append(describe_lib.value_model(cfg))
+  asked, slots = config.prompts.num_prompts, config.prompts.prompt_slots
+  length = max(
+    sampling_at(config, step).max_new_tokens for step in (0, *config.schedule)
+  )
+  drawn = asked * config.sampling.group_size
+  lines.append(describe_lib.cache(cfg, asked, slots, drawn, length))
+  lines.append(
+    f"tokens of a step: {asked:,} prompts of up to {slots:,}, and {drawn:,}"
+    f" completions of up to {length:,}: {asked * slots + drawn * length:,} at"
+    f" most; updates: {config.batching.num_minibatches:,}; steps:"
+    f" {config.total_steps:,}"
+  )
+  return lines

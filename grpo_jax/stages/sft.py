@@ -10,7 +10,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors
+from grpo_jax import configs, schema
 from grpo_jax.data import conversations, datasets
 from grpo_jax.evaluation import ask
 from grpo_jax.models import lora
@@ -20,7 +20,8 @@ from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import Outcome
 from grpo_jax.sampling import decode
 from grpo_jax.sampling.generate import Policy
-from grpo_jax.stages import pretrain, setup
+from grpo_jax.stages import describe as describe_lib
+from grpo_jax.stages import pretrain, sections, setup
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train.update import make_update
 
@@ -127,6 +128,18 @@ def _summary(
   return text
 
 
+SCHEMA = schema.Fields(
+  configs.sft,
+  {
+    "data": sections.DATA,
+    "model": sections.MODEL,
+    "lora": sections.LORA,
+    "optimizer": sections.OPTIMIZER,
+    "evaluate": schema.Optional(sections.evaluation(configs.sft)),
+  },
+)
+
+
 def check(config: ConfigDict) -> None:
   """Raises an error of one sentence if the config cannot be run.
 
@@ -134,18 +147,9 @@ def check(config: ConfigDict) -> None:
     ValueError: a field is unknown or does not fit the others.
     FileNotFoundError: `config.source` holds no checkpoint.
   """
-  free = ("data", "optimizer", "lora", "sampling")
-  if config.evaluate is None:
-    free += ("evaluate",)
-  errors.check_fields(config, configs.sft(), free=free)
-  errors.check_section(
-    "optimizer", config.optimizer, optimizer.make_optimizer, ("total_updates",)
-  )
-  errors.check_section("lora", config.lora, lora.LoraConfig)
+  schema.check(SCHEMA, config)
   if config.evaluate:
-    section = config.evaluate.sampling
-    errors.check_section("evaluate.sampling", section, decode.SamplingParams)
-    decode.SamplingParams(**section)
+    decode.SamplingParams(**config.evaluate.sampling)
   if config.lora.rank and config.router_bias_rate:
     raise ValueError(
       f"config.router_bias_rate={config.router_bias_rate} moves the router of a"
@@ -161,3 +165,12 @@ def check(config: ConfigDict) -> None:
     raise ValueError(
       f"config.batch.num_rows={rows} must divide by num_microbatches={pieces}."
     )
+
+
+def describe(config: ConfigDict) -> list[str]:
+  """Returns lines on what the run would take."""
+  cfg = describe_lib.read_model(config)
+  _, lines = describe_lib.training(cfg, lora.LoraConfig(**config.lora))
+  tokens = config.batch.num_rows * config.batch.row_length
+  lines.append(f"tokens of a step: {tokens:,}, padding included")
+  return lines

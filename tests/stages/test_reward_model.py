@@ -269,9 +269,9 @@ class TestLosses:
 @pytest.mark.parametrize(
   ("changes", "says"),
   [
-    (dict(kind="dpo"), "must be one of bradley_terry, pointwise, process"),
+    (dict(kind="dpo"), "must be one of 'bradley_terry', 'pointwise'"),
     (dict(loss=dict(beta=1.0)), "no field 'beta'"),
-    (dict(normalize=dict(reference="all")), "both or chosen"),
+    (dict(normalize=dict(reference="all")), "must be one of 'both', 'chosen'"),
     (
       dict(kind="process", reading=dict(reads="answer")),
       "reads the completion",

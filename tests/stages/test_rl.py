@@ -318,7 +318,9 @@ def test_a_schedule_changes_how_completions_are_drawn():
       {"dynamic_sampling": dict(term="cosine")},
       "'cosine' is no reward of",
     ),
-    ({"value": VALUE}, "config.advantages has no field 'scale'"),
+    ({"value": VALUE}, "advantages.kind='group' reads no values: .* \"gae\""),
+    ({"advantages.kind": "gae"}, "config.advantages has no field 'scale'"),
+    ({"advantages": dict(kind="gae")}, 'kind="gae" reads the values of a mod'),
     (
       {"value": VALUE, "advantages": dict(lambda_=2.0)},
       "advantages.lambda_=2.0 must be in",
