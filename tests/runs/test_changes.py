@@ -1,10 +1,13 @@
 """What differs between two configs of a run, and what of it may change."""
 
 import json
+import pathlib
 
+import processes
 import pytest
 
 from grpo_jax.runs import changes, directory
+from grpo_jax.runs import log as run_log
 from grpo_jax.stages import claim
 
 CONFIG = {
@@ -172,3 +175,34 @@ class TestEarlierVersions:
     directory.claim(tmp_path / "run", rewards[0])
     function = directory.read_config(tmp_path / "run")["rewards"]["mine"]
     assert function == {"function": new}
+
+
+def test_a_run_that_is_extended_is_the_longer_run(tmp_path):
+  """In real processes, where the learning rate does not fall."""
+  environment = dict(
+    JAX_COMPILATION_CACHE_DIR=str(tmp_path / "compiled"),
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+  )
+  experiment = str(pathlib.Path(__file__).parents[1] / "old_run/experiment.py")
+  data = f"--config.data_dir={tmp_path / 'data'}"
+  flags = data, "--config.optimizer.schedule=constant"
+  whole, run = tmp_path / "whole", tmp_path / "run"
+  processes.main(experiment, whole, *flags, **environment)
+  processes.main(
+    experiment, run, *flags, "--config.total_steps=2", **environment
+  )
+  assert run_log.history(run) == run_log.history(whole)[:2]
+  more = *flags, "--config.print_completions_every=3"
+  out = processes.main(experiment, run, *more, **environment)
+  assert "Going on after step 2" in out
+  assert run_log.history(run) == run_log.history(whole)
+  assert run_log.read(run / "changes.jsonl") == [
+    {
+      "step": 2,
+      "changes": {"print_completions_every": [20, 3], "total_steps": [2, 4]},
+    }
+  ]
+  sentence = processes.main(
+    experiment, run, *more, "--config.seed=1", fails=True, **environment
+  )
+  assert "its config.seed is 0 and not 1" in sentence
