@@ -123,8 +123,8 @@ class Completions:
     rollout: their tokens, on the host; None where only the text is needed.
   """
 
-  problems: Sequence[Problem]
-  texts: Sequence[str]
+  problems: list[Problem]
+  texts: list[str]
   lengths: Int[np.ndarray, " B"]
   truncated: Bool[np.ndarray, " B"]
   group_size: int = 1

@@ -4,7 +4,7 @@ P prompts, G completions each, N completion slots.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from grpo_jax import sharding
+from grpo_jax import errors, sharding
 from grpo_jax.models import lora
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.params import Params
@@ -177,8 +177,6 @@ class Learner:
       self.reference = self.trainable.policy(self._refreshed)
 
 
-def reads_reference(
-  loss: Mapping[str, Any], advantages: Mapping[str, Any]
-) -> bool:
+def reads_reference(loss: errors.Section, advantages: errors.Section) -> bool:
   """Returns whether these options of a run need a reference policy."""
   return bool(loss.get("kl_coef") or advantages.get("kl_coef"))

@@ -4,13 +4,13 @@ P prompts, G completions each; B = P * G rows, row b in group b // G.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Key
 
+from grpo_jax import errors
 from grpo_jax.rewards import combine
 from grpo_jax.rl import curriculum as curriculum_lib
 from grpo_jax.rl import dynamic_sampling
@@ -36,10 +36,10 @@ class Rollouts:
   """
 
   curriculum: curriculum_lib.Curriculum
-  rewards: Mapping[str, Any]
+  rewards: errors.Section
   key: Key[Array, ""]
   timer: progress.Timer
-  dynamic_sampling: Mapping[str, Any] | None = None
+  dynamic_sampling: errors.Section | None = None
   greedy: bool = False
 
   def draw(

@@ -1,14 +1,12 @@
 """How completions are drawn as a run goes on."""
 
-from collections.abc import Mapping
-from typing import Any
-
+from grpo_jax import errors
 from grpo_jax.sampling import decode
 
 
 def sampling_at(
-  sampling: Mapping[str, Any],
-  schedule: Mapping[int, Mapping[str, Any]],
+  sampling: errors.Section,
+  schedule: errors.Section,
   step: int,
 ) -> decode.SamplingParams:
   """Returns how completions are drawn when `step` steps are done.

@@ -119,12 +119,15 @@ def completions_of(
   """
   group = rollout.tokens.shape[1]
   count = len(rows) // group
-  tokens, mask = rollout.tokens[:count], rollout.completion_mask[:count]
+  tokens, mask, truncated = (
+    np.asarray(x)[:count]
+    for x in (rollout.tokens, rollout.completion_mask, rollout.truncated)
+  )
   return Completions(
     list(rows),
     decoded(tok, tokens, mask),
     mask.sum(axis=-1).ravel(),
-    rollout.truncated[:count].ravel(),
+    truncated.ravel(),
     group,
     rollout=rollout,
   )

@@ -112,8 +112,9 @@ def make_batches(
 
   def batch(step: int) -> TextBatch | Callable[[Params], TextBatch]:
     chance = np.random.default_rng([config.seed, _CHOOSE, step]).random()
-    if chance < share:
+    if write is not None and chance < share:
       return functools.partial(write, step)
+    assert texts is not None  # For the share is below 1.
     return texts(step % texts.num_steps)
 
   return batch, total_steps

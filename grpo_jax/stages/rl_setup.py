@@ -228,7 +228,7 @@ def experience_options(config: ConfigDict) -> dict[str, Any]:
   }
   return dict(
     advantages=advantages_section(config),
-    correction=config.correction,
+    correction=config.correction.to_dict(),
     term_weights=terms,
   )
 

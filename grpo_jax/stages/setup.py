@@ -58,7 +58,7 @@ class Run:
   @functools.cached_property
   def lora(self) -> lora.LoraConfig:
     """The adapters that are trained; of rank 0 where all is."""
-    return lora.LoraConfig(**self.config.get("lora", {}))
+    return lora.LoraConfig(**(self.config.get("lora") or {}))
 
   @functools.cached_property
   def cfg(self) -> ModelConfig:

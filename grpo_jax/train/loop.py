@@ -119,6 +119,7 @@ class Loop:
     writer = run_log.Writer(self._workdir, restored=self.restored)
 
     def evaluate_now() -> None:
+      assert evaluate is not None
       with self.timer.phase("evaluate"):
         for name, results in evaluate().items():
           writer.write_evaluation(self.step, name, results)
