@@ -17,6 +17,7 @@ from grpo_jax.models import lora, moe
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards import combine
+from grpo_jax.rewards import section as section_lib
 from grpo_jax.rl import curriculum as curriculum_lib
 from grpo_jax.rl import (
   dynamic_sampling,
@@ -277,7 +278,7 @@ SCHEMA = schema.Fields(
     "schedule": schema.Named(
       schema.Options(_scheduled, partial=True), numbers=True
     ),
-    "rewards": combine.SCHEMA,
+    "rewards": section_lib.SCHEMA,
     "advantages": schema.Kind(
       advantages.ADVANTAGES, default=default_advantages
     ),
