@@ -53,6 +53,8 @@ def pretrain() -> config_dict.ConfigDict:
     dtype="float32",
   )
   c.batch = dict(num_rows=32, row_length=128, num_microbatches=1)
+  # What `train.text_loss.loss_fn` reads.
+  c.loss = dict(z_coef=0.0, label_smoothing=0.0)
   c.optimizer = _optimizer(3e-3) | dict(
     schedule="cosine", warmup_updates=50, final_fraction=0.05, weight_decay=0.05
   )
@@ -152,6 +154,8 @@ def sft() -> config_dict.ConfigDict:
   c.max_steps = 0
   # Conversations longer than a row are left out.
   c.batch = dict(num_rows=64, row_length=32_768, num_microbatches=8)
+  # As in `pretrain`.
+  c.loss = pretrain().loss
   c.optimizer = _optimizer(1e-5) | dict(schedule="cosine", final_fraction=0.1)
   # A sigmoid router's biases move by this towards an even load, per update.
   c.router_bias_rate = 0.0

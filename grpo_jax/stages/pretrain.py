@@ -15,15 +15,12 @@ from grpo_jax import configs, errors, sharding
 from grpo_jax.data import datasets
 from grpo_jax.data.text import TextSource
 from grpo_jax.data.tokenizers import tokenizer
-from grpo_jax.losses import language
-from grpo_jax.models import moe, scoring
+from grpo_jax.models import moe
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.params import Params
 from grpo_jax.runs import directory, progress
-from grpo_jax.train import loop, optimizer
+from grpo_jax.train import loop, optimizer, text_loss
 from grpo_jax.train.update import make_update
-from grpo_jax.types import TextBatch
 
 _TOKENIZER_DOCUMENTS = 20_000
 # The vocabulary is padded to a multiple that every usual `tensor` axis divides,
@@ -69,7 +66,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     config.total_steps, **config.optimizer
   )
   update = make_update(
-    functools.partial(loss_fn, cfg=cfg),
+    functools.partial(text_loss.loss_fn, cfg=cfg, **config.loss),
     tx,
     num_microbatches=config.batch.num_microbatches,
     router_bias_rate=config.router_bias_rate,
@@ -91,17 +88,6 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     checkpoint_every=config.checkpoint.every,
     keep=config.checkpoint.keep,
   ).finished
-
-
-def loss_fn(
-  params: Params, batch: TextBatch, *, cfg: ModelConfig
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Returns the cross-entropy of a packed batch, in nats per token."""
-  scores = scoring.score_text(
-    params, cfg, batch.tokens, batch.positions, batch.segments
-  )
-  loss, metrics = language.cross_entropy(scores.logprobs, batch.weights)
-  return loss, metrics | {"expert_load": scores.load}
 
 
 def make_tokenizer(
@@ -128,13 +114,15 @@ def make_tokenizer(
 def check(config: ConfigDict) -> None:
   """Raises ValueError, in one sentence, if the config cannot be run."""
   errors.check_fields(
-    config, configs.pretrain(), free=("data", "model", "optimizer")
+    config, configs.pretrain(), free=("data", "model", "loss", "optimizer")
   )
   given = ("vocab_size",)
   errors.check_section("model", config.model, ModelConfig, given)
   errors.check_section(
     "optimizer", config.optimizer, optimizer.make_optimizer, ("total_updates",)
   )
+  errors.check_section("loss", config.loss, text_loss.check)
+  text_loss.check(**config.loss)
   cfg = ModelConfig(vocab_size=1, **config.model)
   moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)
   optimizer.make_optimizer(config.total_steps, **config.optimizer)

@@ -19,8 +19,8 @@ from grpo_jax.models.params import Params
 from grpo_jax.runs import directory, progress, report
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
-from grpo_jax.stages import evaluate, pretrain
-from grpo_jax.train import loop, optimizer
+from grpo_jax.stages import evaluate
+from grpo_jax.train import loop, optimizer, text_loss
 from grpo_jax.train.update import make_update
 
 # What a random number is for.
@@ -113,7 +113,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     tx=tx,
     learning_rate=learning_rate,
     update=make_update(
-      trainable.loss(functools.partial(pretrain.loss_fn, cfg=cfg)),
+      trainable.loss(
+        functools.partial(text_loss.loss_fn, cfg=cfg, **config.loss)
+      ),
       tx,
       num_microbatches=config.batch.num_microbatches,
       router_bias_rate=config.router_bias_rate,
@@ -161,7 +163,7 @@ def check(config: ConfigDict) -> None:
     ValueError: a field is unknown or does not fit the others.
     FileNotFoundError: `config.source` holds no checkpoint.
   """
-  free = ("data", "optimizer", "lora", "sampling")
+  free = ("data", "loss", "optimizer", "lora", "sampling")
   if config.evaluate is None:
     free += ("evaluate",)
   errors.check_fields(config, configs.sft(), free=free)
@@ -169,6 +171,8 @@ def check(config: ConfigDict) -> None:
     "optimizer", config.optimizer, optimizer.make_optimizer, ("total_updates",)
   )
   errors.check_section("lora", config.lora, lora.LoraConfig)
+  errors.check_section("loss", config.loss, text_loss.check)
+  text_loss.check(**config.loss)
   if config.evaluate:
     section = config.evaluate.sampling
     errors.check_section("evaluate.sampling", section, decode.SamplingParams)
