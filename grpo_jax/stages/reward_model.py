@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 
 from grpo_jax import configs, errors, sharding
 from grpo_jax.data import preferences, prompts
+from grpo_jax.data import rows as rows_lib
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.losses import preference
 from grpo_jax.models import scoring
@@ -97,7 +98,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   source_lib.require_source(source)
   tok = tokenizer.load(source_lib.tokenizer_directory(source))
   encoded = kind.encode(reading, tok, known["train"], config.max_length)
-  train_batches = batches.Batches(
+  train_batches = rows_lib.Batches(
     encoded,
     kind.collate,
     num_rows=config.batch.num_rows,
