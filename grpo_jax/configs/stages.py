@@ -168,6 +168,33 @@ def sft() -> config_dict.ConfigDict:
   return c
 
 
+def preference() -> config_dict.ConfigDict:
+  """The preference stage, with DPO's hyperparameters: one policy, and pairs.
+
+  https://arxiv.org/abs/2305.18290, appendix B.
+  """
+  c = _common("preference")
+  # As in `sft`: the policy to start from, which is the reference too.
+  c.source = ""
+  c.model = dict(dtype="bfloat16", remat="full", head_chunk=2048)
+  c.lora = rl().lora
+  # A dataset, a file or a folder that `data.preferences` reads.
+  c.data = dict(path="")
+  c.prompts = dict(template="chat")
+  c.max_length = 8192  # Tokens; pairs with a longer text are left out.
+  c.num_epochs = 1
+  c.batch = dict(num_rows=64, num_microbatches=8)
+  # A name in `losses.preference.PREFERENCES`, and the options of that loss.
+  c.loss = dict(kind="dpo")
+  c.optimizer = _optimizer(1e-6) | dict(warmup_updates=150)
+  # As in `sft`; held-out pairs are evaluated at the same steps, and at both
+  # ends without it.
+  c.evaluate = sft().evaluate
+  c.log_every = 1
+  c.checkpoint = dict(every=100, keep=2)
+  return c
+
+
 def value() -> config_dict.ConfigDict:
   """`value` of the rl stage: the value model of PPO."""
   c = config_dict.ConfigDict()

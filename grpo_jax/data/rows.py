@@ -92,7 +92,7 @@ class Batches:
 
 
 def pad(
-  texts: Sequence[Sequence[int]], width: int, pad_id: int
+  texts: Sequence[Sequence[int] | np.ndarray], width: int, pad_id: int
 ) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"]]:
   """Returns tokens and segments (1 inside, 0 for padding) of B texts."""
   tokens = np.full((len(texts), width), pad_id, np.int32)

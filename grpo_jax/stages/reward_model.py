@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
@@ -187,10 +186,17 @@ def pair_loss(
     center_coef: of the pull of a pair's scores to mean 0.
   """
   scalars = _scalars(
-    params, cfg, _merged(batch.tokens), _merged(batch.segments)
+    params,
+    cfg,
+    sharding.merge_pairs(batch.tokens),
+    sharding.merge_pairs(batch.segments),
   )
-  at_end = jnp.arange(scalars.shape[-1]) == _merged(batch.ends)[:, None]
-  scores = _pairs(jnp.sum(jnp.where(at_end, scalars, 0.0), axis=-1))
+  at_end = (
+    jnp.arange(scalars.shape[-1]) == sharding.merge_pairs(batch.ends)[:, None]
+  )
+  scores = sharding.split_pairs(
+    jnp.sum(jnp.where(at_end, scalars, 0.0), axis=-1)
+  )
   return preference.bradley_terry_loss(
     scores[:, 0],
     scores[:, 1],
@@ -292,26 +298,6 @@ def _scalars(
   positions = jnp.zeros_like(tokens) + jnp.arange(tokens.shape[-1])
   return scoring.score_scalars(
     params, cfg, params["reward"], tokens, positions, segments
-  )
-
-
-def _merged(x: Array) -> Array:
-  """[B, 2, ...] as [2 B, ...]."""
-  split = sharding.row_spec(x, x.ndim)
-  return jax.lax.reshape(
-    x,
-    (2 * x.shape[0], *x.shape[2:]),
-    out_sharding=split and PartitionSpec(split[0], *split[2:]),
-  )
-
-
-def _pairs(x: Array) -> Array:
-  """[2 B] as [B, 2]."""
-  split = sharding.row_spec(x)
-  return jax.lax.reshape(
-    x,
-    (x.shape[0] // 2, 2),
-    out_sharding=split and PartitionSpec(split[0], None),
   )
 
 
