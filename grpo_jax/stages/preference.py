@@ -27,19 +27,21 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors, sharding
-from grpo_jax.data import pair_batches, preferences, prompts, rows
-from grpo_jax.data.tokenizers import tokenizer
+from grpo_jax import configs, schema, sharding
+from grpo_jax.data import pair_batches, preferences, rows
+from grpo_jax.evaluation import ask
 from grpo_jax.losses import preference
-from grpo_jax.models import lora, moe
+from grpo_jax.models import lora
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
-from grpo_jax.rewards import combine
-from grpo_jax.rl import experience
-from grpo_jax.runs import directory, progress, report
+from grpo_jax.rl import programs
+from grpo_jax.runs import progress, report
 from grpo_jax.runs import source as source_lib
+from grpo_jax.runs.signals import Outcome
 from grpo_jax.sampling import decode
-from grpo_jax.stages import evaluate
+from grpo_jax.sampling.generate import Policy
+from grpo_jax.stages import describe as describe_lib
+from grpo_jax.stages import sections, setup
 from grpo_jax.train import loop, optimizer, preference_loss
 from grpo_jax.train.update import make_update
 from grpo_jax.types import PairedCompletions
@@ -59,8 +61,8 @@ _PANELS = (
 )
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
-  """Trains on pairs; returns whether it got to its last step.
+def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
+  """Trains on pairs.
 
   Raises:
     ValueError: a field of the config is unknown or does not fit the others, or
@@ -68,126 +70,91 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     FileNotFoundError: there is no model to start from, or no pairs.
   """
   check(config)
-  mesh = sharding.make_mesh(config.mesh.to_dict())
-  piece = config.batch.num_rows // config.batch.num_microbatches
-  axes = sharding.split_rows(mesh, piece)[:1]
-  template = prompts.read_template(config.prompts.template, chat_too=True)
-  tok = tokenizer.load(source_lib.tokenizer_directory(config.source))
-  train, test = (
-    make_batches(config, tok, template, split) for split in ("train", "test")
-  )
-  total_steps = len(train)
-  tx, learning_rate = optimizer.make_optimizer(total_steps, **config.optimizer)
-  questions = None
-  if config.evaluate:
-    data_dir = pathlib.Path(config.data_dir).expanduser()
-    questions = evaluate.make_questions(
-      config.evaluate, tok, template, data_dir
+  with setup.open_run(config, workdir) as run:
+    axes = run.rows(config.batch.num_rows // config.batch.num_microbatches)
+    train, test = (make_batches(run, split) for split in ("train", "test"))
+    total_steps = len(train)
+    tx, learning_rate = optimizer.make_optimizer(
+      total_steps, **config.optimizer
     )
-  cfg = source_lib.read_model(config.source, **config.model)
-  moe.check(cfg, config.mesh.get("expert", 1), 0.0)
-  jax.set_mesh(mesh)
-  if loop.is_finished(workdir, total_steps):
-    directory.claim(workdir, config.to_dict())
-    progress.say(f"{workdir} already holds all {total_steps} steps.")
-    return True
+    questions, cfg = run.questions(), run.cfg
+    if run.is_finished(total_steps):
+      return Outcome.FINISHED
+    needs_reference = preference_loss.needs_reference(config.loss.kind)
+    # With adapters the base is the reference, and there is one of it.
+    frozen = None
+    if run.lora.rank or needs_reference:
+      frozen = run.load(frozen=True)
+    base = frozen if run.lora.rank else None
+    trainable = lora.trainable(cfg, base, run.lora)
+    # Last of what can refuse a config, so that a refusal leaves nothing behind.
+    run.describe(cfg, run.tok)
 
-  settings = lora.LoraConfig(**config.lora)
-  needs_reference = preference_loss.needs_reference(config.loss.kind)
+    def start() -> Params:
+      if base is None:
+        return run.load()
+      return trainable.start(run.key(_ADAPTERS), base, run.mesh)
 
-  def load(frozen: bool) -> Params:
-    return source_lib.load_policy(
-      config.source, mesh, frozen=frozen, **config.model
-    )[1]
-
-  # With adapters the base is the reference, and there is one of it.
-  frozen = load(frozen=True) if settings.rank or needs_reference else None
-  base = frozen if settings.rank else None
-  trainable = lora.trainable(cfg, base, settings)
-  # Last of what can refuse a config, so that a refusal leaves nothing behind.
-  directory.claim(workdir, config.to_dict())
-  tok.save(workdir / "tokenizer")
-  directory.save_model(workdir, cfg)
-  if settings.rank:
-    directory.save_lora(workdir, settings, config.source)
-  root_key = jax.random.key(config.seed)
-
-  def start() -> Params:
-    if base is None:
-      return load(frozen=False)
-    key = jax.random.fold_in(root_key, _ADAPTERS)
-    return trainable.start(key, base, mesh)
-
-  compare = Comparison(
-    config.loss.to_dict(),
-    cfg,
-    mesh,
-    reference=frozen if needs_reference else None,
-    num_pieces=config.batch.num_microbatches,
-    axes=axes,
-  )
-
-  def batch(step: int) -> PairedCompletions | Callable[..., Any]:
-    pairs = train(step)
-    if not needs_reference:
-      return pairs
-    return lambda part: compare.fill(trainable.policy(part), pairs)
-
-  def held_out(part: Params) -> loop.Evaluations:
-    policy = trainable.policy(part)
-    results = compare.evaluate(policy, test)
-    progress.say(
-      f"Held-out pairs: loss {results['loss']:.4f}, accuracy"
-      f" {results['accuracy']:.1%} of {results['pairs']}, margin"
-      f" {results['margin']:.3f}"
+    compare = Comparison(
+      config.loss.to_dict(),
+      cfg,
+      run.mesh,
+      reference=frozen if needs_reference else None,
+      num_pieces=config.batch.num_microbatches,
+      axes=axes,
     )
-    found = {"held_out": results}
-    if questions:
-      key = jax.random.fold_in(root_key, _EVALUATE)
-      answers, _, _ = evaluate.evaluate(policy, cfg, tok, questions, key, mesh)
-      progress.say(f"Held out: {evaluate.summary(answers)}")
-      found[config.evaluate.data.name] = answers
-    return found
 
-  trained = loop.train(
-    workdir,
-    mesh,
-    specs=trainable.specs,
-    start=start,
-    tx=tx,
-    learning_rate=learning_rate,
-    update=make_update(
-      trainable.loss(
-        functools.partial(preference_loss.loss_fn, cfg=cfg, **config.loss)
+    def batch(step: int) -> PairedCompletions | Callable[..., Any]:
+      pairs = train(step)
+      if not needs_reference:
+        return pairs
+      return lambda part: compare.fill(trainable.policy(part), pairs)
+
+    def held_out(part: Params) -> loop.Evaluations:
+      params = trainable.policy(part)
+      found = {"held_out": compare.evaluate(params, test)}
+      if questions:
+        policy = Policy(params, cfg, run.tok, run.mesh)
+        results, _ = ask.evaluate(policy, questions, run.key(_EVALUATE))
+        progress.say(f"Held out: {ask.summary(results)}")
+        found[config.evaluate.data.name] = results
+      return found
+
+    trained = loop.train(
+      workdir,
+      run.mesh,
+      run.schedule(total_steps, config.evaluate.every if questions else 0),
+      loop.Task(
+        specs=trainable.specs,
+        start=start,
+        tx=tx,
+        learning_rate=learning_rate,
+        update=make_update(
+          trainable.loss(
+            functools.partial(preference_loss.loss_fn, cfg=cfg, **config.loss)
+          ),
+          tx,
+          num_microbatches=config.batch.num_microbatches,
+        ),
+        batches=loop.ByStep(batch),
+        rows=axes,
+        frozen=trainable.frozen,
+        columns=_COLUMNS,
+        evaluate=held_out,
       ),
-      tx,
-      num_microbatches=config.batch.num_microbatches,
-    ),
-    batches=loop.ByStep(batch),
-    rows=axes,
-    num_tokens=loop.text_tokens,
-    total_steps=total_steps,
-    log_every=config.log_every,
-    checkpoint_every=config.checkpoint.every,
-    keep=config.checkpoint.keep,
-    frozen=trainable.frozen,
-    columns=_COLUMNS,
-    evaluate=held_out,
-    evaluate_every=config.evaluate.every if config.evaluate else 0,
-  )
+    )
   if not trained.finished:
     progress.say("Stopped; the same command goes on from there.")
-    return False
+    return Outcome.STOPPED
   report.write_report(workdir, panels=_PANELS)
-  return True
+  return Outcome.FINISHED
 
 
-def make_batches(
-  config: ConfigDict, tok: tokenizer.Tokenizer, template: str, split: str
-) -> rows.Batches:
+def make_batches(run: setup.Run, split: str) -> rows.Batches:
   """Returns the pairs of a split by step; those held out come once."""
+  config = run.config
   pairs = preferences.pairs(config.data.path, split)
-  encoded = pair_batches.encode(pairs, tok, template, config.max_length)
+  encoded = pair_batches.encode(pairs, run.tok, run.template, config.max_length)
   progress.say(
     f"{split}: {len(encoded):,} of {len(pairs):,} pairs have at most"
     f" {config.max_length} tokens."
@@ -197,7 +164,7 @@ def make_batches(
     pair_batches.collate,
     num_rows=config.batch.num_rows,
     max_length=config.max_length,
-    pad_id=tok.pad_id,
+    pad_id=run.tok.pad_id,
     epochs=config.num_epochs if split == "train" else 1,
     seed=config.seed,
   )
@@ -230,7 +197,7 @@ class Comparison:
     self._mesh, self._axes = mesh, axes
     self._reference = reference
     self._score = jax.jit(
-      experience.in_pieces(
+      programs.in_pieces(
         functools.partial(preference_loss.score, cfg=cfg), num_pieces
       )
     )
@@ -254,7 +221,7 @@ class Comparison:
   def evaluate(
     self, policy: Params, batches: rows.Batches
   ) -> dict[str, float | int]:
-    """Returns the means over all pairs of loss and metrics, and their number.
+    """Says and returns the means of loss and metrics over all pairs.
 
     `accuracy`, the share of pairs whose preferred completion has the higher
     implied reward (at the start, where policy and reference are one, none has),
@@ -275,6 +242,10 @@ class Comparison:
     results = {name: total / pairs for name, total in totals.items()}
     share = results["accuracy"]
     error = math.sqrt(max(share * (1 - share), 0.0) / pairs)
+    progress.say(
+      f"Held-out pairs: loss {results['loss']:.4f}, accuracy {share:.1%} of"
+      f" {pairs}, margin {results['margin']:.3f}"
+    )
     return {"pairs": pairs, **results, "accuracy_stderr": error}
 
   def _logprobs(self, params: Params, batch: PairedCompletions) -> np.ndarray:
@@ -284,6 +255,18 @@ class Comparison:
     return sharding.to_host(self._score(params, *placed))
 
 
+SCHEMA = schema.Fields(
+  configs.preference,
+  {
+    "model": sections.MODEL,
+    "lora": sections.LORA,
+    "loss": schema.Kind(preference.PREFERENCES),
+    "optimizer": sections.OPTIMIZER,
+    "evaluate": schema.Optional(sections.evaluation(configs.preference)),
+  },
+)
+
+
 def check(config: ConfigDict) -> None:
   """Raises an error of one sentence if the config cannot be run.
 
@@ -291,23 +274,22 @@ def check(config: ConfigDict) -> None:
     ValueError: a field is unknown or does not fit the others.
     FileNotFoundError: `config.source` holds no checkpoint.
   """
-  free = ("loss", "optimizer", "lora", "sampling", "data", "rewards")
-  if config.evaluate is None:
-    free += ("evaluate",)
-  errors.check_fields(config, configs.preference(), free=free)
-  errors.check_section(
-    "optimizer", config.optimizer, optimizer.make_optimizer, ("total_updates",)
-  )
-  errors.check_section("lora", config.lora, lora.LoraConfig)
+  schema.check(SCHEMA, config)
   preference_loss.check(**config.loss)
   if config.evaluate:
-    section = config.evaluate.sampling
-    errors.check_section("evaluate.sampling", section, decode.SamplingParams)
-    decode.SamplingParams(**section)
-    combine.check(config.evaluate.rewards)
+    decode.SamplingParams(**config.evaluate.sampling)
   source_lib.require_source(config.source)
   rows, pieces = config.batch.num_rows, config.batch.num_microbatches
   if rows % pieces:
     raise ValueError(
       f"config.batch.num_rows={rows} must divide by num_microbatches={pieces}."
     )
+
+
+def describe(config: ConfigDict) -> list[str]:
+  """Returns lines on what the run would take."""
+  cfg = describe_lib.read_model(config)
+  _, lines = describe_lib.training(cfg, lora.LoraConfig(**config.lora))
+  tokens = 2 * config.batch.num_rows * config.max_length
+  lines.append(f"tokens of a step: at most {tokens:,}, padding included")
+  return lines

@@ -133,13 +133,7 @@ def needs_reference(kind: str) -> bool:
 
 
 def check(kind: str, **options: Any) -> None:
-  """Raises ConfigError, in one sentence, unless `loss_fn` takes these."""
-  if kind not in preference.PREFERENCES:
-    raise errors.ConfigError(
-      f"config.loss.kind={kind!r} is no loss of preferences;"
-      f" {errors.nearest(kind, preference.PREFERENCES)}"
-    )
-  errors.check_section("loss", options, preference.PREFERENCES[kind])
+  """Raises ConfigError, in one sentence, where an option is out of range."""
   pair, row = np.zeros((1, 2), np.float32), np.zeros(1, np.float32)
   tokens = np.zeros((1, 2, 1), np.int32)
   batch = PairedCompletions(tokens, tokens, tokens > 0, row, pair, row)

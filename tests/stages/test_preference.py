@@ -4,7 +4,6 @@ import json
 import signal
 
 import helpers
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -15,6 +14,7 @@ from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.runs import directory
 from grpo_jax.runs import log as run_log
 from grpo_jax.runs import source as source_lib
+from grpo_jax.runs.signals import Outcome
 from grpo_jax.stages import preference
 
 TOKENIZER = tokenizer.ByteTokenizer()
@@ -22,9 +22,8 @@ CFG = helpers.tiny(num_layers=1, d_model=32, head_dim=8, vocab_size=264)
 
 
 def run(config, workdir):
-  """Runs the stage; the mesh is then what it was before."""
-  with jax.set_mesh(helpers.make_mesh()):
-    return preference.run(config, workdir)
+  """Runs the stage; returns whether it got to its last step."""
+  return preference.run(config, workdir) is Outcome.FINISHED
 
 
 @pytest.fixture(scope="module")
