@@ -3,25 +3,21 @@
   python docs/generate.py
 
 losses.md comes from the tables of `grpo_jax.losses` and the docstrings of their
-functions, configuration.md from the builders of `grpo_jax/configs/stages.py`
-and the comments above their fields. `tests/test_docs.py` fails where a page is
-not what this writes.
+functions, configuration.md from the schema of each stage, the comments above
+the fields of `grpo_jax/configs/stages.py`, and the docstrings of what reads a
+section.
+`tests/test_docs.py` fails where a page is not what this writes.
 """
 
-import ast
 import inspect
-import io
 import pathlib
 import re
 import textwrap
-import tokenize
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ml_collections import config_dict
-
-from grpo_jax import configs
-from grpo_jax.configs import stages
+from grpo_jax import configs, stages
+from grpo_jax.configs import fields
 from grpo_jax.losses import (
   advantages,
   correction,
@@ -246,94 +242,60 @@ _CONFIGURATION = """\
 
 <!-- Written by docs/generate.py from the code; do not edit. -->
 
-The fields of each stage as its builder in `grpo_jax/configs/stages.py` returns
-them; an experiment says what differs. Any of them can be set on the command
-line: `--config.sampling.group_size=16`. A section holds the options of one
-function, so what that function takes beyond the fields below can be set too;
-[losses.md](losses.md) has the options of losses,
-[rewards](../grpo_jax/rewards/README.md) those of rewards.
+Every field of every stage, with its value as `grpo_jax/configs/stages.py` sets
+it; an experiment says what differs. A value in brackets is the default of the
+function that reads the section: the config does not mention it, and it can be
+set all the same.
+
+Any field can be set on the command line, `--config.sampling.group_size=16`, and
+what a field chooses by its name has options of its own:
+
+```
+--config.objective=cispo --config.loss.ratio_max=4
+```
+
+The tables below have the options of the default choice; [losses.md](losses.md)
+has those of the others, [rewards](../grpo_jax/rewards/README.md) those of
+rewards. `--fields` lists the fields of a command, with what it sets, and runs
+nothing.
 """
-_BUILDERS = (
-  *("rl", "value", "pretrain", "sft", "distill", "preferences"),
-  *("reward_model", "rejection", "collect", "evaluate", "export", "chain"),
+STAGES = (
+  *("rl", "pretrain", "sft", "preference", "distill", "preferences"),
+  *("reward_model", "rejection", "evaluate", "export", "chain"),
 )
 
 
 def configuration_page() -> str:
   """The text of configuration.md."""
-  source = inspect.getsource(stages)
-  comments = {
-    function.name: _comments(function, source)
-    for function in ast.parse(source).body
-    if isinstance(function, ast.FunctionDef)
-  }
-  chapters = [_CONFIGURATION]
-  for name in _BUILDERS:
-    builder = getattr(configs, name)
-    text = {**comments["_common"], **comments["_optimizer"], **comments[name]}
-    title = " ".join(inspect.getdoc(builder).split("\n\n")[0].split())
-    lines = [f"## {name}\n", f"{title}\n", "| field | default | |"]
-    lines.append("|---|---|---|")
-    for path, value in _fields(builder()):
-      what = _in_table(text.get(path, ""))
-      shown = "" if value is _SECTION else f"`{value!r}`".replace("|", r"\|")
-      lines.append(f"| `{path}` | {shown} | {what} |")
-    chapters.append("\n".join(lines) + "\n")
-  return "\n".join(chapters)
+  return "\n".join([_CONFIGURATION, *map(_stage, STAGES)])
 
 
-_SECTION = object()
-
-
-def _fields(
-  section: config_dict.ConfigDict, path: str = ""
-) -> Iterator[tuple[str, Any]]:
-  """The fields of a config by their paths, sections before what they hold."""
-  for name, value in section.items():
-    if isinstance(value, config_dict.ConfigDict) and len(value):
-      yield path + name, _SECTION
-      yield from _fields(value, f"{path}{name}.")
-    else:
-      plain = isinstance(value, config_dict.ConfigDict)
-      yield path + name, value.to_dict() if plain else value
-
-
-def _comments(function: ast.FunctionDef, source: str) -> dict[str, str]:
-  """What the comments of a builder say, by the field's path.
-
-  A comment belongs to the assignment below it, or on whose line it stands.
-  """
-  above, beside = {}, {}
-  for token in tokenize.generate_tokens(io.StringIO(source).readline):
-    if token.type == tokenize.COMMENT:
-      own_line = not token.line[: token.start[1]].strip()
-      which = above if own_line else beside
-      which[token.start[0]] = token.string.lstrip("# ")
-  found = {}
-
-  def note(path: str, first: int, last: int) -> None:
-    lines = []
-    while first - 1 in above:
-      first -= 1
-      lines.insert(0, above[first])
-    if last in beside:
-      lines.append(beside[last])
-    if lines:
-      found[path] = " ".join(lines)
-
-  for node in function.body:
-    if not isinstance(node, ast.Assign):
+def _stage(name: str) -> str:
+  """The chapter of a stage."""
+  title = inspect.getdoc(getattr(configs, name)).partition("\n\n")[0]
+  lines = [f"## {name}\n", f"{_in_table(title)}\n"]
+  lines += ["| field | value | |", "|---|---|---|"]
+  for row in fields.table(stages.load(name).SCHEMA):
+    # A base model that is made on the way has the fields of its own stage.
+    if row.path == "stage" or row.path.startswith("pretrain."):
       continue
-    path = ast.unparse(node.targets[0]).partition(".")[2]
-    if not path:
-      continue
-    note(path, node.lineno, node.lineno)
-    for call in ast.walk(node.value):
-      if isinstance(call, ast.Call):
-        for keyword in call.keywords:
-          if keyword.lineno > node.lineno:
-            note(f"{path}.{keyword.arg}", keyword.lineno, keyword.end_lineno)
-  return found
+    about = [_in_table(row.comment)] if row.comment else []
+    # Held-out problems, say, may be of the same datasets.
+    again = row.path.endswith(".data.name")
+    if row.choices and not again:
+      about.append(f"One of {', '.join(f'`{c}`' for c in row.choices)}.")
+    lines.append(f"| `{row.path}` | {_value(row)} | {' '.join(about)} |")
+  return "\n".join(lines) + "\n"
+
+
+def _value(row: fields.Row) -> str:
+  if row.is_section and isinstance(row.value, Mapping):
+    return ""
+  value = row.default if row.value is fields.ABSENT else row.value
+  if value is fields.ABSENT:
+    return ""
+  shown = f"`{value!r}`".replace("|", r"\|")
+  return f"({shown})" if row.value is fields.ABSENT else shown
 
 
 PAGES = {

@@ -1,5 +1,6 @@
 """Documents: their code runs, their links lead somewhere, pages are current."""
 
+import contextlib
 import importlib.util
 import json
 import pathlib
@@ -7,6 +8,7 @@ import re
 import sys
 import textwrap
 import types
+from unittest import mock
 
 import helpers
 import jax
@@ -106,14 +108,24 @@ def test_the_changes_begin_with_this_version():
   assert re.search(r"^## (\S+)", text, re.M)[1] == grpo_jax.__version__
 
 
-@pytest.mark.parametrize("page", ["losses.md", "configuration.md"])
-def test_pages_that_are_made_from_the_code_are_current(page):
+@pytest.fixture(scope="module")
+def generate():
   spec = importlib.util.spec_from_file_location("pages", DOCS / "generate.py")
-  generate = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(generate)
-  assert set(generate.PAGES) >= {page}
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.mark.parametrize("page", ["losses.md", "configuration.md"])
+def test_pages_that_are_made_from_the_code_are_current(page, generate):
   current = (DOCS / page).read_text("utf-8")
   assert generate.PAGES[page]() == current, "Run `python docs/generate.py`."
+
+
+def test_the_fields_of_every_stage_have_their_chapter(generate):
+  files = (REPOSITORY / "grpo_jax" / "stages").glob("*.py")
+  with_fields = {f.stem for f in files if "\nSCHEMA = " in f.read_text("utf-8")}
+  assert set(generate.STAGES) == with_fields
 
 
 def test_losses_run_in_flax_nnx_and_in_equinox():
@@ -137,8 +149,20 @@ def test_recipe_of_an_objective():
     exec("squared(None, strength=-1.0)", namespace)
 
 
-def test_recipe_of_an_advantage(monkeypatch):
-  monkeypatch.setattr(advantages, "ADVANTAGES", dict(advantages.ADVANTAGES))
+@pytest.fixture
+def tables():
+  """Tables that recipes add to, as they were afterwards."""
+  changed = (
+    *(advantages.ADVANTAGES, answer.VERIFIERS, datasets.DATASETS),
+    names.TABLES,
+  )
+  with contextlib.ExitStack() as stack:
+    for table in changed:
+      stack.enter_context(mock.patch.dict(table))
+    yield
+
+
+def test_recipe_of_an_advantage(tables):
   (block,) = blocks("extending.md", "An advantage")
   run(block)
   found = advantages.ADVANTAGES["median"](
@@ -149,8 +173,7 @@ def test_recipe_of_an_advantage(monkeypatch):
   np.testing.assert_array_equal(found, [[-2.0, 0.0, 8.0, 0.0]])
 
 
-def test_recipe_of_a_model_family(monkeypatch, capsys):
-  monkeypatch.setattr(names, "TABLES", dict(names.TABLES))
+def test_recipe_of_a_model_family(tables, capsys):
   sizes, table = blocks("extending.md", "A model family")
   run(sizes)
   assert "parameters" in capsys.readouterr().out
@@ -187,10 +210,8 @@ def my_rewards(tmp_path, monkeypatch):
 
 
 def test_recipes_of_a_reward_and_a_dataset_make_a_step_of_r1_zero(
-  base, tmp_path, my_rewards, monkeypatch, capsys
+  base, tmp_path, my_rewards, tables, capsys
 ):
-  monkeypatch.setattr(datasets, "DATASETS", dict(datasets.DATASETS))
-  monkeypatch.setattr(answer, "VERIFIERS", dict(answer.VERIFIERS))
   c = run(my_rewards)["c"]
   assert capsys.readouterr().out == "[0.5]\n"
   run(*blocks("extending.md", "A dataset"))
