@@ -67,6 +67,8 @@ setuptools.setup(
       "pytest-xdist>=3.6,<4",  # Compiling takes one core; tests run on all.
       "beartype>=0.20,<0.24",
       "ruff>=0.12,<0.18",
+      # Types: wheels of one binary, three seconds for the whole package.
+      "pyrefly>=1.5,<1.6",
       "equinox>=0.13,<0.15",
       # What checkpoints and tokenizers are compared with, on a CPU. PyPI's
       # torch for Linux brings gigabytes of CUDA: CONTRIBUTING.md says how to

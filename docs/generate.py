@@ -41,6 +41,7 @@ class Table(NamedTuple):
     choose: the line of a config that chooses a row, with {name} in it.
     options: the section that holds a row's options; empty for none.
     shared: a function that reads the table, whose options every row has.
+    given: parameters that a config does not set.
     each: whether rows are functions with docstrings of their own; otherwise
       the module's docstring tells of them all.
   """
@@ -51,6 +52,7 @@ class Table(NamedTuple):
   choose: str
   options: str = ""
   shared: Callable[..., Any] | None = None
+  given: tuple[str, ...] = ()
   each: bool = True
 
   @property
@@ -97,13 +99,14 @@ TABLES = (
     'c.divergence = dict(kind="{name}")',
     options="divergence",
     shared=distill.full_divergence,
+    given=("kind", "chunk_size"),
     each=False,
   ),
   Table(
     "Preferences",
     preference,
     "PREFERENCES",
-    'c.objective = "{name}"',
+    'c.loss = dict(kind="{name}")',
     options="loss",
   ),
 )
@@ -128,7 +131,7 @@ def losses_page() -> str:
     chapters += [f"## {table.title}\n", _idea(table.module), _index(table)]
     if table.shared:
       items = _options(table, table.shared)
-      chapters.append(f"Options of every row:\n\n{items}\n")
+      chapters.append(f"Options of every row:\n\n{items}")
     if table.each:
       chapters += [_row(table, *row) for row in table.rows.items()]
   return "\n".join(chapters)
@@ -172,7 +175,7 @@ def _options(table: Table, function: Callable[..., Any]) -> str:
     f"- `{table.options}.{p.name}`{_default(p)}:"
     f" {_meaning(function, p.name, table.module)}"
     for p in inspect.signature(function).parameters.values()
-    if p.kind is p.KEYWORD_ONLY
+    if p.kind is p.KEYWORD_ONLY and p.name not in table.given
   ]
   return "".join(_wrapped_item(item) + "\n" for item in items)
 
@@ -259,15 +262,11 @@ has those of the others, [rewards](../grpo_jax/rewards/README.md) those of
 rewards. `--fields` lists the fields of a command, with what it sets, and runs
 nothing.
 """
-STAGES = (
-  *("rl", "pretrain", "sft", "preference", "distill", "preferences"),
-  *("reward_model", "rejection", "evaluate", "export", "chain"),
-)
 
 
 def configuration_page() -> str:
   """The text of configuration.md."""
-  return "\n".join([_CONFIGURATION, *map(_stage, STAGES)])
+  return "\n".join([_CONFIGURATION, *map(_stage, stages.NAMES)])
 
 
 def _stage(name: str) -> str:

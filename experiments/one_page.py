@@ -1,11 +1,12 @@
 """GRPO on one page: a base model, then reinforcement learning, from nothing.
 
-  python experiments/one_page.py            on two CPU cores, see below
+  python experiments/one_page.py            3 minutes on two busy CPU cores
   python experiments/one_page.py --smoke    a few steps, to see that it runs
 
 A tiny base model reads sums such as `47+25:`. Its corpus mostly guesses, and
 sometimes adds digit by digit first. GRPO rewards the right answer alone. So the
-policy learns to work before it answers, which no reward asks for.
+policy learns to work before it answers, which no reward asks for. Held-out
+pass@1 at temperature 1, seed 0: 39.5 % to 87.5 %, seed 1: 50.3 % to 93.8 %.
 
 1. Draw G completions of each of P questions from the policy.
 2. A rule rewards each: 1 where it ends with `#` and the sum, else 0.

@@ -34,7 +34,11 @@ def get_config(arg=None):
   c = real(arg) if arg.model != "tiny" else built_in(arg)
   c.seed = arg.seed
   c.advantages = dict(
-    discount=1.0, lambda_=arg.gae_lambda, kl_coef=0.001, normalize=True
+    kind="gae",
+    discount=1.0,
+    lambda_=arg.gae_lambda,
+    kl_coef=0.001,
+    normalize=True,
   )
   c.objective, c.weighting = "ppo", "token_mean"
   # The KL to the reference is in the reward of each token, not in the loss.

@@ -1,22 +1,42 @@
-"""Mistakes in a config, told in one sentence that says what was meant.
-
-A section holds the keyword arguments of one function, so that function's
-signature is the schema, and a field that it does not know is an error before
-anything is compiled.
-"""
+"""Mistakes in a config, told in one sentence that says what was meant."""
 
 import difflib
-import inspect
 import os
 import pathlib
-import typing
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
-from ml_collections import config_dict
 
-# A config_dict.ConfigDict is no Mapping to Python.
-Section = Mapping | config_dict.ConfigDict
+@runtime_checkable
+class Section(Protocol):
+  """Fields by their names: a dict, or a section of a config."""
+
+  def keys(self) -> Any:
+    """The names."""
+
+  def items(self) -> Any:
+    """The names with their values."""
+
+  def values(self) -> Any:
+    """The values."""
+
+  def get(self, key: Any, default: Any = None, /) -> Any:
+    """A value, or the default where there is none."""
+
+  def __getitem__(self, key: Any, /) -> Any:
+    """A value."""
+
+  def __contains__(self, key: Any, /) -> bool:
+    """Whether there is such a field."""
+    ...
+
+  def __iter__(self) -> Iterator[Any]:
+    """The names."""
+    ...
+
+  def __len__(self) -> int:
+    """How many there are."""
+    ...
 
 
 class ConfigError(ValueError):
@@ -30,70 +50,6 @@ def nearest(name: str, names: Iterable[str]) -> str:
   if close:
     return f"did you mean {close[0]!r}?"
   return f"there are {', '.join(map(repr, names)) or 'none'}."
-
-
-def check_section(
-  name: str,
-  section: Section,
-  function: Callable[..., Any],
-  given: Collection[str] = (),
-) -> None:
-  """Raises ConfigError unless `function(**section)` fits its signature.
-
-  The fields are the function's keyword-only parameters, or all of them where
-  it has none, as with the fields of a dataclass.
-
-  Args:
-    name: how the config names the section, such as "loss".
-    section: the keyword arguments.
-    function: what the section feeds.
-    given: parameters that the stage itself fills in; no fields.
-  """
-  parameters = inspect.signature(function).parameters.values()
-  keyword_only = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
-  fields = {
-    p.name: p.default is p.empty
-    for p in keyword_only or parameters
-    if p.kind is not p.VAR_KEYWORD
-  }
-  for p in parameters:
-    if p.kind is p.VAR_KEYWORD:
-      # `**terms: Unpack[Terms]` takes the optional fields of a TypedDict.
-      terms = typing.get_args(p.annotation)
-      if not terms:
-        raise TypeError(f"{function} takes any keyword; it is no schema.")
-      fields |= dict.fromkeys(terms[0].__annotations__, False)
-  fields = {
-    field: needed for field, needed in fields.items() if field not in given
-  }
-  check_names(f"config.{name}", section, fields)
-  for field, needed in fields.items():
-    if needed and field not in section:
-      raise ConfigError(f"config.{name} lacks the field {field!r}.")
-
-
-def check_fields(
-  config: Section,
-  template: Section,
-  *,
-  free: Collection[str] = (),
-  path: str = "config",
-) -> None:
-  """Raises ConfigError where `config` has a field that `template` lacks.
-
-  Args:
-    config: the config of a run, with its sections.
-    template: a config of the same stage as its builder returns it.
-    free: sections whose names are the user's own, such as the rewards.
-    path: how the sentence names `config`.
-  """
-  check_names(path, config, template)
-  for field, value in config.items():
-    if field in free or not isinstance(template[field], Section):
-      continue
-    if not isinstance(value, Section):
-      raise ConfigError(f"{path}.{field} must be a section, not {value!r}.")
-    check_fields(value, template[field], free=free, path=f"{path}.{field}")
 
 
 def made_by(path: str | os.PathLike) -> str:
@@ -119,7 +75,7 @@ def run_behind(path: str | os.PathLike) -> str | None:
 
 
 def check_names(
-  path: str, section: Iterable[str], fields: Collection[str]
+  path: str, section: Iterable[Any], fields: Collection[Any]
 ) -> None:
   """Raises ConfigError where the section has a field that is not known.
 
@@ -133,3 +89,19 @@ def check_names(
       raise ConfigError(
         f"{path} has no field {field!r}; {nearest(field, fields)}"
       )
+
+
+def check_choice(path: str, choice: Any, choices: Collection[str]) -> None:
+  """Raises ConfigError where a field names nothing that there is.
+
+  Args:
+    path: how the sentence names the field, such as "config.objective".
+    choice: its value.
+    choices: the names that there are.
+  """
+  if isinstance(choice, str) and choice in choices:
+    return
+  names = ", ".join(map(repr, choices))
+  close = difflib.get_close_matches(str(choice), choices, n=1)
+  end = f"; did you mean {close[0]!r}?" if close else "."
+  raise ConfigError(f"{path}={choice!r} must be one of {names}{end}")

@@ -9,15 +9,13 @@ import pathlib
 import sys
 import traceback
 
-import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from grpo_jax import configs
-from grpo_jax.runs import process
-from grpo_jax.stages.chain import STAGES
+from grpo_jax import configs, errors, schema, stages
 
-_CONFIG = config_flags.DEFINE_config_file(
+# JAX and the stages, which take seconds, are imported when they are needed.
+
+_CONFIG = flags.DEFINE_string(
   "config", None, "Experiment, such as experiments/r1_zero.py[:ARGUMENT]."
 )
 _WORKDIR = flags.DEFINE_string(
@@ -25,41 +23,78 @@ _WORKDIR = flags.DEFINE_string(
   None,
   "Directory of the run; by default runs/ and the experiment's name.",
 )
+_FORK = flags.DEFINE_string(
+  "fork",
+  None,
+  "RUN@STEP: go on from another run's checkpoint; RUN: its newest.",
+)
+_FIELDS = flags.DEFINE_bool(
+  "fields", False, "Lists the fields of the config, and runs nothing."
+)
+_DRY_RUN = flags.DEFINE_bool(
+  "dry_run", False, "Checks the config, says what it takes, and runs nothing."
+)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses the command line, or answers a question for help and ends."""
+  asked = [a for a in argv[1:] if a in ("-h", "-help", "--help")]
+  if asked or len(argv) == 1:
+    experiment = next((a for a in argv if a.startswith("--config=")), None)
+    print(configs.help_text(experiment and experiment.partition("=")[2]))
+    sys.exit()
+  return configs.parse_flags(argv)
 
 
 def main(argv: list[str]) -> None:
   """Runs the stage that the config names."""
-  process.keep_freed_memory()
-  keep_compiled_programs()
-  if len(argv) > 1:
-    sys.exit(f"Unknown argument {argv[1]!r}; see --help.")
+  other = [argument for argument in argv[1:] if argument[:7] != "config."]
+  if other:
+    sys.exit(f"Unknown argument {other[0]!r}; see --help.")
+  if not _CONFIG.value:
+    sys.exit("--config=experiments/NAME.py is missing; see --help.")
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # Libraries tell much at INFO.
-  config = _CONFIG.value
-  workdir = pathlib.Path(_WORKDIR.value or default_workdir())
-  if config.stage not in STAGES:
-    sys.exit(f"config.stage={config.stage!r} must be one of {tuple(STAGES)}.")
   try:
-    STAGES[config.stage](config, workdir)
+    _run(argv[1:])
   except (ValueError, OSError) as error:
     if not _is_for_the_user(error):
       raise
-    sys.exit(f"{type(error).__name__}: {error}")
+    # A mistake in a config needs no name.
+    kind = type(error).__name__
+    sys.exit(str(error) if kind == "ConfigError" else f"{kind}: {error}")
 
 
-def keep_compiled_programs() -> None:
-  """Lets later starts, and later stages of a chain, find what was compiled.
+def _run(fields: list[str]) -> None:
+  config = configs.load(_CONFIG.value)
+  name = configs.stage_of(config, fields)
+  errors.check_choice("config.stage", name, stages.NAMES)
+  from grpo_jax.runs import process
 
-  JAX_COMPILATION_CACHE_DIR names another folder.
-  """
-  if not jax.config.jax_compilation_cache_dir:
-    folder = pathlib.Path("~/.cache/grpo_jax/compiled").expanduser()
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+  process.keep_freed_memory()
+  process.keep_compiled_programs()
+  stage = stages.load(name)
+  config = configs.override(config, stage.SCHEMA, fields)
+  if _FIELDS.value:
+    print(configs.fields.text(stage.SCHEMA, config, stage.SCHEMA.opened(None)))
+  elif _DRY_RUN.value:
+    stage.check(config)
+    describe = getattr(stage, "describe", lambda config: [])
+    print(configs.fields.resolved(schema.completed(stage.SCHEMA, config)))
+    print("\n".join(describe(config)))
+    print("All checks passed; nothing was run.")
+  else:
+    workdir = pathlib.Path(_WORKDIR.value or default_workdir(_CONFIG.value))
+    if _FORK.value:
+      from grpo_jax.stages import claim
+
+      claim.fork(_FORK.value, config, workdir)
+    stage.run(config, workdir)
 
 
-def default_workdir() -> str:
+def default_workdir(experiment: str) -> str:
   """Returns runs/NAME, or runs/NAME-ARGUMENT, for experiments/NAME.py."""
-  path, _, argument = flags.FLAGS["config"].config_filename.partition(":")
+  path, _, argument = experiment.partition(":")
   name = pathlib.Path(path).stem
   argument = argument.replace("/", "_")
   return f"runs/{name}-{argument}" if argument else f"runs/{name}"
@@ -74,5 +109,4 @@ def _is_for_the_user(error: BaseException) -> bool:
 
 
 if __name__ == "__main__":
-  flags.mark_flag_as_required("config")
-  app.run(main, flags_parser=configs.parse_flags)
+  app.run(main, flags_parser=parse_flags)

@@ -3,8 +3,10 @@
 import contextlib
 import importlib.util
 import json
+import os
 import pathlib
 import re
+import subprocess
 import sys
 import textwrap
 import types
@@ -19,7 +21,7 @@ import pytest
 from ml_collections import config_dict
 
 import grpo_jax
-from grpo_jax import configs, stages
+from grpo_jax import configs
 from grpo_jax.configs import stages as builders
 from grpo_jax.data import datasets
 from grpo_jax.data.tokenizers import tokenizer
@@ -122,12 +124,6 @@ def test_pages_that_are_made_from_the_code_are_current(page, generate):
   assert generate.PAGES[page]() == current, "Run `python docs/generate.py`."
 
 
-def test_the_fields_of_every_stage_have_their_chapter(generate):
-  files = (REPOSITORY / "grpo_jax" / "stages").glob("*.py")
-  with_fields = {f.stem for f in files if "\nSCHEMA = " in f.read_text("utf-8")}
-  assert set(generate.STAGES) == with_fields
-
-
 def test_losses_run_in_flax_nnx_and_in_equinox():
   setup, *examples = blocks("models.md", "Losses in your own code")
   libraries = []
@@ -199,42 +195,74 @@ def base(tmp_path_factory):
   return workdir
 
 
-@pytest.fixture
-def my_rewards(tmp_path, monkeypatch):
-  """The folder where a reader of the first recipe stands."""
-  module, use = blocks("extending.md", "A reward")
-  (tmp_path / "my_rewards.py").write_text(module)
+def test_recipe_of_a_reward_by_hand(tmp_path, monkeypatch, capsys):
+  reward, use = blocks("extending.md", "A reward")
+  (tmp_path / "my_rewards.py").write_text(reward)
   monkeypatch.syspath_prepend(tmp_path)
-  yield use
-  sys.modules.pop("my_rewards", None)
-
-
-def test_recipes_of_a_reward_and_a_dataset_make_a_step_of_r1_zero(
-  base, tmp_path, my_rewards, tables, capsys
-):
-  c = run(my_rewards)["c"]
+  run(use)
+  sys.modules.pop("my_rewards")
   assert capsys.readouterr().out == "[0.5]\n"
-  run(*blocks("extending.md", "A dataset"))
-  c.data_dir = str(tmp_path / "data")
-  c.source, c.pretrain = str(base), None
+
+
+# What a reader adds below the recipes: a run of one step, in seconds.
+_EXPERIMENT = """
+import pathlib
+
+def get_config(arg=None):
+  c.source, c.pretrain = arg, None
+  c.data_dir = str(pathlib.Path(__file__).parent / "data")
+  c.advantages = dict(kind="median", scale=2.0)
   c.data = dict(name="squares", split="train", largest=50)
   c.evaluate.data = dict(name="squares", split="test", largest=50)
-  c.evaluate.prompts_per_batch = 8
+  c.evaluate.prompts_per_batch = 4
   c.evaluate.sampling.update(group_size=1, max_new_tokens=4)
-  c.prompts.update(num_prompts=8, prompt_slots=48)
+  c.prompts.update(num_prompts=4, prompt_slots=48)
   c.evaluate.prompt_slots = 48
   c.sampling.update(group_size=2, max_new_tokens=4, cache_chunk=4)
   c.batching.update(num_minibatches=1, length_multiple=4)
   c.total_steps = 1
+  return c
+"""
+
+
+def test_recipes_make_a_step_of_r1_zero(base, tmp_path):
+  reward, use = blocks("extending.md", "A reward")
+  (tmp_path / "my_rewards.py").write_text(reward)
+  parts = [
+    use,
+    *blocks("extending.md", "An advantage"),
+    *blocks("extending.md", "A dataset"),
+    _EXPERIMENT,
+  ]
+  (tmp_path / "mine.py").write_text("\n".join(parts))
   workdir = tmp_path / "run"
-  assert stages.load("rl").run(c, workdir) is Outcome.FINISHED
-  lines = (workdir / "completions.jsonl").read_text().splitlines()
+  process = subprocess.run(
+    [
+      *(sys.executable, "-m", "grpo_jax.main"),
+      *(f"--config={tmp_path / 'mine.py'}:{base}", f"--workdir={workdir}"),
+      "--config.rewards.brevity.weight=0.5",
+    ],
+    cwd=REPOSITORY,
+    env=os.environ
+    | {
+      "JAX_PLATFORMS": "cpu",
+      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+      "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
+    },
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert process.returncode == 0, process.stderr[-2000:]
+  lines = (workdir / "completions.jsonl").read_text("utf-8").splitlines()
   rows = [json.loads(line) for line in lines]
-  assert len(rows) == 16
+  assert len(rows) == 8
   for row in rows:
     # Four tokens at most of sixty.
-    assert 1 - 4 / 60 <= row["rewards"]["brevity"] + 1e-6
-    assert row["rewards"]["accuracy"] in (0.0, 1.0)
+    assert 1 - 4 / 60 <= row["terms"]["brevity"] + 1e-6
+    assert row["terms"]["accuracy"] in (0.0, 1.0)
+  config = json.loads((workdir / "config.json").read_text("utf-8"))
+  assert config["rewards"]["brevity"]["weight"] == 0.5
 
 
 def test_recipe_of_a_stage(base, tmp_path, monkeypatch):

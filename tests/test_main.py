@@ -7,7 +7,6 @@ import pathlib
 import re
 import subprocess
 import sys
-import types
 
 import helpers
 import jax
@@ -32,6 +31,14 @@ REFUSED = {
   "a value of another type": (
     ["--config=experiments/r1_zero.py", "--config.total_steps=many"],
     r"total_steps.*many",
+  ),
+  "a field of another objective": (
+    [
+      "--config=experiments/r1_zero.py",
+      "--config.objective=cispo",
+      "--config.loss.clip_low=0.1",
+    ],
+    r"config\.loss has no field 'clip_low'; ",
   ),
   "a missing experiment": (
     ["--config=experiments/r1_zer.py"],
@@ -190,6 +197,70 @@ def test_evaluate_prints_and_keeps_the_pass_rate_of_another_run(base, tmp_path):
     assert kept[name] == results[name]
 
 
+def test_help_is_there_at_once_without_jax():
+  code = (
+    "import sys; from grpo_jax import main\n"
+    "try: main.parse_flags(['main', *sys.argv[1:]])\n"
+    "finally: assert 'jax' not in sys.modules"
+  )
+
+  def ask(*arguments):
+    process = subprocess.run(
+      [sys.executable, "-c", code, *arguments],
+      cwd=REPOSITORY,
+      capture_output=True,
+      text=True,
+      timeout=60,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+  text = ask("--help")
+  assert ask() == text
+  for flag in ("--config", "--workdir", "--fields", "--dry_run"):
+    assert flag in text
+  for path in (REPOSITORY / "experiments").glob("*.py"):
+    assert re.search(rf"experiments/{path.name} +\w", text)
+  own = ask("--config=experiments/r1_zero.py:smoke", "--help")
+  assert "experiments/r1_zero.py:bilingual" in own
+
+
+def test_a_dry_run_says_what_it_takes_and_writes_nothing(tmp_path):
+  arguments = [
+    "--config=experiments/r1_zero.py",
+    "--config.loss.ratio_max=3",
+    "--config.objective=cispo",
+    f"--workdir={tmp_path / 'run'}",
+    "--dry_run",
+  ]
+  process = start(arguments, JAX_PLATFORMS="cpu", JAX_LOG_COMPILES="1")
+  assert process.returncode == 0, process.stderr[-2000:]
+  lines = process.stdout.splitlines()
+  assert "config.loss.ratio_max = 3.0" in lines
+  assert "config.loss.kl_coef = 0.001" in lines
+  assert not any("config.loss.clip" in line for line in lines)
+  assert re.search(r"parameters: .*0\.\d+ M", process.stdout)
+  assert "Compiling" not in process.stderr
+  assert not (tmp_path / "run").exists()
+
+
+def test_all_fields_are_listed_with_their_meaning():
+  process = start(
+    ["--config=experiments/r1_zero.py", "--fields", "--config.seed=3"],
+    JAX_PLATFORMS="cpu",
+  )
+  assert process.returncode == 0, process.stderr[-2000:]
+  text = process.stdout
+  assert "config.seed = 3  (default: 0)" in text
+  assert "config.loss.dual_clip = None  (not set: the default)" in text
+  assert "config.dynamic_sampling.max_rounds = 4  (not set" in text
+  assert (
+    "# completions per prompt, G.\n  config.sampling.group_size = 8" in text
+  )
+  for name in ("cispo", "leave_one_out", "truncate_tokens", "overlong"):
+    assert name in text
+
+
 @pytest.mark.parametrize(
   "config, workdir",
   [
@@ -198,10 +269,8 @@ def test_evaluate_prints_and_keeps_the_pass_rate_of_another_run(base, tmp_path):
     ("/elsewhere/mine.py:seed=3", "runs/mine-seed=3"),
   ],
 )
-def test_a_run_has_its_own_directory(config, workdir, monkeypatch):
-  flag = types.SimpleNamespace(config_filename=config)
-  monkeypatch.setattr(main.flags, "FLAGS", {"config": flag})
-  assert main.default_workdir() == workdir
+def test_a_run_has_its_own_directory(config, workdir):
+  assert main.default_workdir(config) == workdir
 
 
 def test_a_sentence_is_for_errors_of_ours_and_a_traceback_for_others():

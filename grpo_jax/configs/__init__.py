@@ -1,5 +1,6 @@
 """Configs: arguments of experiments, checks, and the sections of each stage."""
 
+from grpo_jax.configs import fields
 from grpo_jax.configs.arguments import parse_arg
 from grpo_jax.configs.built_in import (
   built_in_evaluation,
@@ -16,8 +17,12 @@ from grpo_jax.configs.experiments import (
   experiment,
 )
 from grpo_jax.configs.flags import (
+  load,
+  override,
   parse_flags,
+  stage_of,
 )
+from grpo_jax.configs.manual import help_text
 from grpo_jax.configs.stages import (
   chain,
   collect,
@@ -47,8 +52,12 @@ __all__ = [
   "evaluate",
   "experiment",
   "export",
+  "fields",
+  "help_text",
+  "load",
   "miniature_base",
   "miniature_evaluation",
+  "override",
   "parse_arg",
   "parse_flags",
   "preference_base",
@@ -59,5 +68,6 @@ __all__ = [
   "rl",
   "sft",
   "shorten_base",
+  "stage_of",
   "value",
 ]

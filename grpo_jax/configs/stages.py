@@ -101,14 +101,20 @@ def rl() -> config_dict.ConfigDict:
   # {8200: dict(max_new_tokens=65_536)}.
   c.schedule = dict()
   c.rewards = dict(accuracy=1.0, format=1.0)
-  # With a value model: what `experience.token_advantages` reads.
-  c.advantages = dict(scale="std")
+  # `kind`: a name in `losses.advantages.ADVANTAGES`, then its options. With a
+  # value model it is "gae".
+  c.advantages = dict(kind="group", scale="std")
+  # What the sampler's error is corrected by: `kind`, a name in
+  # `losses.correction.CORRECTIONS`, then its options.
+  c.correction = dict(kind="none")
   # PPO: what `value()` returns.
   c.value = None
   # Names in `losses.policy.OBJECTIVES` and `losses.weighting.WEIGHTINGS`.
   c.objective = "grpo"
   c.weighting = "sequence_mean"
-  c.loss = dict(clip_low=0.2, clip_high=0.2, kl_coef=1e-3)
+  # Options of the objective that differ from its own defaults, so that another
+  # objective comes with its own: GRPO clips at 0.2 on both sides.
+  c.loss = dict(kl_coef=1e-3)
   # The reference becomes the policy every so many steps; 0 for never.
   c.ref_every = 400
   c.batching = dict(num_minibatches=1, num_microbatches=1, length_multiple=512)

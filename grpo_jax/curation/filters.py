@@ -24,7 +24,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from grpo_jax import errors
+from grpo_jax import errors, schema
 from grpo_jax.curation import decontamination
 from grpo_jax.rewards import format, parts
 from grpo_jax.rewards import language as language_lib
@@ -279,3 +279,10 @@ FILTERS: dict[str, Callable[..., bool]] = {
   "duplicate": is_duplicate,
   "near_duplicate": is_near_duplicate,
 }
+# What a section of filters may hold. `read` checks it.
+SCHEMA = schema.Named(
+  lambda name: schema.Chosen(
+    lambda _: schema.Options(FILTERS[name], tuple(GIVEN)), scalars=(bool,)
+  ),
+  tuple(FILTERS),
+)

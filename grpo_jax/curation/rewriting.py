@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from grpo_jax import errors
+from grpo_jax import errors, schema
 from grpo_jax.rewards.judges import judge
 from grpo_jax.types import Problem
 
@@ -72,6 +72,12 @@ def rewrite(
   return by_model(problems, texts, **model) if model else texts
 
 
+# What a section of a config may hold. `check` checks its `model`.
+SCHEMA = schema.Options(
+  rewrite, nodes={"model": schema.Optional(schema.Free())}
+)
+
+
 def check(section: errors.Section, where: str) -> None:
   """Raises ConfigError unless `rewrite(**section)` can be called.
 
@@ -79,7 +85,7 @@ def check(section: errors.Section, where: str) -> None:
     section: of a config.
     where: how the config names it.
   """
-  errors.check_section(where, section, rewrite)
+  schema.check(SCHEMA, section, f"config.{where}")
   words = section.get("words", ())
   if not all(
     isinstance(pair, (tuple, list))
@@ -99,7 +105,9 @@ def check(section: errors.Section, where: str) -> None:
       from grpo_jax.rewards.judges import judge_http
 
       server = {k: v for k, v in model.items() if k != "template"}
-      errors.check_section(f"{where}.model", server, judge_http.Server)
+      schema.check(
+        schema.Options(judge_http.Server), server, f"config.{where}.model"
+      )
       by_model([], [], **model)
     except errors.ConfigError:
       raise

@@ -20,13 +20,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
 from grpo_jax import errors
 from grpo_jax.curation import decontamination, filters, rewriting
 from grpo_jax.rewards import combine
-from grpo_jax.types import Problem
+from grpo_jax.types import Completions, Problem
 
 Row = dict[str, Any]
 
@@ -138,10 +137,7 @@ class Selection:
   def select(
     self,
     way: str,
-    problems: Sequence[Problem],
-    texts: Sequence[str],
-    lengths: Int[np.ndarray, " B"],
-    truncated: Bool[np.ndarray, " B"],
+    completions: Completions,
     rewrite: Mapping[str, Any],
   ) -> list[Row]:
     """Returns a row for each completion, in their order.
@@ -150,13 +146,11 @@ class Selection:
 
     Args:
       way: how they were asked.
-      problems: B problems.
-      texts: B completions.
-      lengths: of each as it was sampled, in tokens.
-      truncated: which ran out of room.
+      completions: of one batch, as they were sampled.
       rewrite: keyword arguments of `rewriting.rewrite`.
     """
-    rewritten = rewriting.rewrite(problems, texts, **rewrite)
+    problems = completions.problems
+    rewritten = rewriting.rewrite(problems, completions.texts, **rewrite)
     rows = [
       {
         "way": way,
@@ -172,7 +166,12 @@ class Selection:
         "dropped": "not_rewritten" if new is None else None,
       }
       for problem, text, new, length, cut in zip(
-        problems, texts, rewritten, lengths, truncated, strict=True
+        problems,
+        completions.texts,
+        rewritten,
+        completions.lengths,
+        completions.truncated,
+        strict=True,
       )
     ]
     alone = [f for f in self._rules.filters if "kept" not in f.given]

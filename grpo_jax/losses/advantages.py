@@ -1,27 +1,44 @@
 """Advantages: how much better a completion, or its token, did than expected.
 
-Functions of groups take rewards [P, G]; `spread` gives every token of a
-completion its advantage. Functions of one sequence ([T]: `gae`,
-`discounted_returns`) are for `jax.vmap`. Everything is float32, and nothing
-here carries a gradient worth taking: advantages are constants of the loss.
+`ADVANTAGES` names what a config may choose. A row's positional parameters are
+data, given by name; its keyword-only ones are options. The data are:
+
+  rewards [P, G]         of completions; what is not valid is never read
+  valid [P, G]           bool: could be scored
+  terms [K, P, G]        each reward term by itself, NaN where not scored
+  term_weights [K]       the coefficients that sum the terms to the reward
+  correct [P, G]         bool: the problem was solved
+  lengths [P, G]         of completions, in tokens
+  greedy_rewards [P]     of the most likely completion of each prompt
+  mask [P, G, N]         bool: the tokens that the policy chose
+  old_logprobs, ref_logprobs, values [P, G, N]
+
+A row returns one number per completion ([P, G], for `spread`), one per token
+([P, G, N], made in `returns.py`), or those and the returns that values are to
+predict. All are float32 and constants of the loss: no gradient is worth taking.
 
 Dimension key: P prompts, G completions per prompt (a group), K reward terms,
-T positions of one sequence; `*rows` is any number of leading axes.
+N completion slots, T positions; `*rows` is any number of leading axes.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
+
+from grpo_jax.losses import kl, returns
+from grpo_jax.losses.returns import batch_normalize, discounted_returns
+from grpo_jax.losses.returns import gae as gae
 
 
 def group_advantages(
   rewards: Float[Array, "P G"],
   valid: Bool[Array, "P G"] | None = None,
   *,
-  scale: Literal["std", "none"] = "std",
+  scale: Literal["std", "batch", "none"] = "std",
   ddof: int = 1,
   eps: float = 1e-6,
   tolerance: float = 1e-6,
@@ -32,17 +49,19 @@ def group_advantages(
   https://arxiv.org/abs/2501.12948, equation 3. The papers give neither ddof nor
   eps; the defaults reproduce rollouts that were published with their
   advantages. `scale="none"` centers only, as in Dr. GRPO,
-  https://arxiv.org/abs/2503.20783, section 3.2.
+  https://arxiv.org/abs/2503.20783, section 3.2. `scale="batch"` divides by the
+  standard deviation of all rewards of the batch: Lite PPO,
+  https://arxiv.org/abs/2508.08221; ScaleRL, https://arxiv.org/abs/2510.13786.
 
   Args:
     rewards: any finite numbers.
     valid: False for a completion that could not be scored: it leaves its
       group's mean and std, its reward is never read, and it gets 0.
-    scale: whether to divide by the standard deviation.
+    scale: which standard deviation to divide by: "std" is that of the group,
+      "batch" that of all valid rewards, "none" is 1.
     ddof: taken from the count under the variance; 0 or 1.
     eps: added to the standard deviation, in units of the reward.
-    tolerance: a group whose std is at most this, or whose rewards are all
-      equal, gets exactly 0.
+    tolerance: a group whose std is at most this gets exactly 0.
 
   Raises:
     ValueError: G is 1, or `scale` is unknown.
@@ -85,79 +104,66 @@ def leave_one_out(
   return _scale(centered, rewards, valid, count, scale, ddof, eps, tolerance)
 
 
-def batch_normalize(
-  advantages: Float[Array, "*axes"],
-  valid: Bool[Array, "*axes"],
-  *,
-  ddof: int = 1,
-  eps: float = 1e-6,
-  tolerance: float = 1e-6,
-) -> Float[Array, "*axes"]:
-  """Brings all valid entries of the batch to mean 0 and standard deviation 1.
-
-  (A - mean) / (std + eps) over every axis at once, with 0 for invalid entries,
-  and 0 everywhere when std <= tolerance. The batch is that of one optimizer
-  update or of one rollout, never a microbatch.
-
-  Args:
-    advantages: one per completion ([P, G]) or per token ([*rows, T]).
-    valid: the entries that count.
-    ddof: as in `group_advantages`.
-    eps: as in `group_advantages`.
-    tolerance: as in `group_advantages`.
-  """
-  count = jnp.sum(valid, dtype=jnp.float32)
-  advantages = jnp.where(valid, advantages.astype(jnp.float32), 0.0)
-  mean = jnp.sum(advantages) / jnp.maximum(count, 1.0)
-  centered = jnp.where(valid, advantages - mean, 0.0)
-  std = jnp.sqrt(jnp.sum(centered**2) / jnp.maximum(count - ddof, 1.0))
-  return jnp.where(std > tolerance, centered / (std + eps), 0.0)
-
-
 def reinforce_plus_plus(
   rewards: Float[Array, "P G"],
   valid: Bool[Array, "P G"] | None = None,
+  mask: Bool[Array, "P G N"] | None = None,
+  old_logprobs: Float[Array, "P G N"] | None = None,
+  ref_logprobs: Float[Array, "P G N"] | None = None,
   *,
   baseline: bool = True,
+  kl_coef: float = 0.0,
   ddof: int = 1,
   eps: float = 1e-6,
   tolerance: float = 1e-6,
-) -> Float[Array, "P G"]:
+) -> Float[Array, "P G"] | Float[Array, "P G N"]:
   """Advantages of REINFORCE++: normalized over the batch, not over the group.
 
   A = (A' - mean_batch) / (std_batch + eps), with A' = r, or with a baseline
   A' = r - mean_group. https://arxiv.org/abs/2501.03262, section 3 (version 9).
-  Its KL penalty, r - kl_coef sum_{i >= t} KL(i) at token t, is per token:
-  `discounted_returns` of `kl.reward_penalty`, added to the `spread` rewards, is
-  what to give to `batch_normalize` instead.
+  With a `kl_coef`, A'_t = r - kl_coef sum_{i >= t} KL(i) at token t, of the k1
+  estimate, and the batch is that of all tokens.
 
   Args:
     rewards: any finite numbers.
     valid: as in `group_advantages`.
+    mask: read, as the log-probs are, where `kl_coef` is not 0.
+    old_logprobs: of the policy that drew the tokens, in nats.
+    ref_logprobs: of the reference.
     baseline: whether to center each group first (the paper's "w/ Baseline");
       without it G may be 1.
+    kl_coef: reward that a nat of `log pi_old - log pi_ref` costs, at least 0.
     ddof: as in `group_advantages`.
     eps: as in `group_advantages`.
     tolerance: as in `group_advantages`, for the batch.
 
+  Returns:
+    One per completion, with a `kl_coef` one per token.
+
   Raises:
-    ValueError: G is 1 and `baseline` is set.
+    ValueError: G is 1 and `baseline` is set, or `kl_coef` has no reference.
   """
   if baseline:
     rewards, valid, count = _groups(rewards, valid)
     rewards = _center(rewards, valid, count)
   elif valid is None:
     valid = jnp.ones_like(rewards, dtype=bool)
-  return batch_normalize(
-    rewards, valid, ddof=ddof, eps=eps, tolerance=tolerance
-  )
+  settings = {"ddof": ddof, "eps": eps, "tolerance": tolerance}
+  if kl_coef == 0:
+    return batch_normalize(rewards, valid, **settings)
+  if mask is None or old_logprobs is None or ref_logprobs is None:
+    raise ValueError(f"{kl_coef=} needs mask, old_logprobs and ref_logprobs.")
+  penalty = kl.reward_penalty(old_logprobs, ref_logprobs, mask, kl_coef=kl_coef)
+  ahead = jax.vmap(jax.vmap(discounted_returns))(penalty, mask)
+  per_token = spread(rewards, mask) + ahead
+  return batch_normalize(per_token, mask & valid[..., None], **settings)
 
 
 def reward_decoupled(
-  rewards: Float[Array, "K P G"],
-  valid: Bool[Array, "K P G"] | None = None,
+  terms: Float[Array, "K P G"],
+  valid: Bool[Array, "P G"] | None = None,
+  term_weights: Float[Array, " K"] | None = None,
   *,
-  term_weights: Sequence[float] | None = None,
   ddof: int = 1,
   eps: float = 1e-6,
   tolerance: float = 1e-6,
@@ -169,9 +175,9 @@ def reward_decoupled(
   section 3. Two completions with equal sums of different terms then differ.
 
   Args:
-    rewards: the terms, not yet weighted or summed.
-    valid: False where a term could not be scored; that term adds 0 there. A
-      completion without any valid term leaves the batch's mean and std.
+    terms: not yet weighted or summed; a term that is NaN could not be scored
+      and adds 0. A completion without any term leaves the batch's mean and std.
+    valid: as in `group_advantages`; False leaves every term.
     term_weights: K coefficients; None is 1 for all.
     ddof: as in `group_advantages`, in the group and in the batch.
     eps: as in `group_advantages`, in the group and in the batch.
@@ -180,19 +186,19 @@ def reward_decoupled(
   Raises:
     ValueError: G is 1, or `term_weights` are not K numbers.
   """
-  if valid is None:
-    valid = jnp.ones_like(rewards, dtype=bool)
   if term_weights is None:
-    term_weights = [1.0] * len(rewards)
-  if len(term_weights) != len(rewards):
-    raise ValueError(f"{term_weights=} must be {len(rewards)} numbers.")
-  summed = sum(
-    weight * group_advantages(r, v, ddof=ddof, eps=eps, tolerance=tolerance)
-    for weight, r, v in zip(term_weights, rewards, valid, strict=True)
+    term_weights = jnp.ones(len(terms))
+  if len(term_weights) != len(terms):
+    raise ValueError(f"{term_weights=} must be {len(terms)} numbers.")
+  scored = jnp.isfinite(terms)
+  if valid is not None:
+    scored &= valid
+  settings = {"ddof": ddof, "eps": eps, "tolerance": tolerance}
+  normalized = jax.vmap(functools.partial(group_advantages, **settings))(
+    terms, scored
   )
-  return batch_normalize(
-    summed, jnp.any(valid, axis=0), ddof=ddof, eps=eps, tolerance=tolerance
-  )
+  summed = jnp.tensordot(term_weights, normalized, axes=1)
+  return batch_normalize(summed, jnp.any(scored, axis=0), **settings)
 
 
 def pass_at_k(
@@ -266,6 +272,115 @@ def best_of_group(
   return jnp.where(winners & alone & (count > 1), first - second, 0.0)
 
 
+def max_rl(
+  rewards: Float[Array, "P G"],
+  valid: Bool[Array, "P G"] | None = None,
+  *,
+  tolerance: float = 1e-6,
+) -> Float[Array, "P G"]:
+  """Advantages of MaxRL, A_i = (r_i - mean) / mean: rare successes weigh more.
+
+  The gradient is one of log p(correct) instead of p(correct), as far as G draws
+  can tell: Tajwar et al., https://arxiv.org/abs/2602.02710.
+
+  Args:
+    rewards: at least 0; the paper has 0 or 1.
+    valid: as in `group_advantages`.
+    tolerance: a group whose mean or range is at most this gets exactly 0.
+
+  Raises:
+    ValueError: G is 1.
+  """
+  rewards, valid, count = _groups(rewards, valid)
+  mean = _mean(rewards, valid, count)
+  solved = _differ(rewards, valid, tolerance) & (mean > tolerance)
+  scale = jnp.where(solved, mean, 1.0)
+  return jnp.where(solved, _center(rewards, valid, count) / scale, 0.0)
+
+
+def opo(
+  rewards: Float[Array, "P G"],
+  lengths: Int[Array, "P G"],
+  valid: Bool[Array, "P G"] | None = None,
+  *,
+  tolerance: float = 1e-6,
+) -> Float[Array, "P G"]:
+  """Advantages of OPO: the reward less the group's mean weighed by length.
+
+  A_i = r_i - sum_j l_j r_j / sum_j l_j, the baseline of least variance where
+  the squared gradient of a completion grows with its length: Hao et al.,
+  https://arxiv.org/abs/2505.23585.
+
+  Args:
+    rewards: any finite numbers.
+    lengths: of the completions, in tokens.
+    valid: as in `group_advantages`.
+    tolerance: as in `max_rl`, for the range.
+
+  Raises:
+    ValueError: G is 1.
+  """
+  rewards, valid, count = _groups(rewards, valid)
+  weights = jnp.where(valid, lengths.astype(jnp.float32), 0.0)
+  # About the mean, so that large rewards do not cancel.
+  centered = _center(rewards, valid, count)
+  baseline = jnp.sum(weights * centered, axis=-1, keepdims=True)
+  baseline /= jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), 1.0)
+  differ = _differ(rewards, valid, tolerance)
+  return jnp.where(differ & valid, centered - baseline, 0.0)
+
+
+def gpg(
+  rewards: Float[Array, "P G"],
+  valid: Bool[Array, "P G"] | None = None,
+  *,
+  tolerance: float = 1e-6,
+) -> Float[Array, "P G"]:
+  """Advantages of GPG: centered, and scaled up for groups that teach nothing.
+
+  A_i = alpha (r_i - mean), alpha = B / (B - M), where M of the B completions of
+  the batch are in groups whose rewards are all equal: Chu et al.,
+  https://arxiv.org/abs/2504.02546. Its objective is `reinforce`.
+
+  Args:
+    rewards: any finite numbers.
+    valid: as in `group_advantages`; counts in neither B nor M.
+    tolerance: as in `max_rl`, for the range.
+
+  Raises:
+    ValueError: G is 1.
+  """
+  rewards, valid, count = _groups(rewards, valid)
+  centered = _center(rewards, valid, count)
+  differ = _differ(rewards, valid, tolerance)
+  teaching = jnp.sum(jnp.where(differ, count, 0.0))
+  alpha = jnp.sum(count) / jnp.maximum(teaching, 1.0)
+  return jnp.where(differ, alpha * centered, 0.0)
+
+
+def remax(
+  rewards: Float[Array, "P G"],
+  greedy_rewards: Float[Array, " P"],
+  valid: Bool[Array, "P G"] | None = None,
+) -> Float[Array, "P G"]:
+  """Advantages of ReMax: the reward less that of the greedy completion.
+
+  A_i = r_i - r(argmax completion): Li et al., https://arxiv.org/abs/2310.10505.
+  G may be 1.
+
+  Args:
+    rewards: any finite numbers.
+    greedy_rewards: of the completion that is drawn at temperature 0; a prompt
+      where it is NaN, which could not be scored, gets 0.
+    valid: as in `group_advantages`.
+  """
+  baseline = greedy_rewards.astype(jnp.float32)[:, None]
+  known = jnp.isfinite(baseline)
+  if valid is not None:
+    known &= valid
+  return jnp.where(known, rewards.astype(jnp.float32) - baseline, 0.0)
+
+
 def spread(
   advantages: Float[Array, "*rows"], mask: Bool[Array, "*rows T"]
 ) -> Float[Array, "*rows T"]:
@@ -273,76 +388,19 @@ def spread(
   return jnp.where(mask, advantages[..., None], 0.0)
 
 
-def gae(
-  rewards: Float[Array, " T"],
-  values: Float[Array, " T"],
-  mask: Bool[Array, " T"],
-  *,
-  discount: float = 1.0,
-  lambda_: float = 0.95,
-  final_value: Float[Array, ""] | float = 0.0,
-  parallel: bool = False,
-) -> Float[Array, " T"]:
-  """Generalized advantage estimates of one sequence; `jax.vmap` for a batch.
-
-  A_t = d_t + discount * lambda A_t' and d_t = r_t + discount * v_t' - v_t,
-  where t' is the next token that the policy chose:
-  https://arxiv.org/abs/1506.02438, section 3. Tokens outside the mask (a
-  tool's output, padding) take no step of time. The regression target of the
-  values is A_t + v_t.
-
-  Args:
-    rewards: for choosing token t; those outside the mask are never read.
-    values: the return predicted from before token t on.
-    mask: the tokens that the policy chose.
-    discount: per chosen token, in [0, 1].
-    lambda_: in [0, 1]; 0 trusts the values, 1 the rewards. DeepSeek-R1 found
-      0.95 poor and 1.0 close to GRPO (its appendix on PPO).
-    final_value: the return predicted behind the last chosen token; 0 where the
-      sequence ended by itself.
-    parallel: use `associative_scan`, of depth log T, for long sequences.
-
-  Returns:
-    float32; 0 outside the mask.
-  """
-  rewards = jnp.where(mask, rewards.astype(jnp.float32), 0.0)
-  values = jnp.where(mask, values.astype(jnp.float32), 0.0)
-  final_value = jnp.float32(final_value)
-  # v_t at a chosen token, and what comes behind it elsewhere.
-  ahead = _recurrence(jnp.where(mask, 0.0, 1.0), values, final_value, parallel)
-  next_values = jnp.append(ahead[1:], final_value)
-  deltas = jnp.where(mask, rewards + discount * next_values - values, 0.0)
-  decay = jnp.where(mask, discount * lambda_, 1.0)
-  advantages = _recurrence(decay, deltas, jnp.float32(0.0), parallel)
-  return jnp.where(mask, advantages, 0.0)
-
-
-def discounted_returns(
-  rewards: Float[Array, " T"],
-  mask: Bool[Array, " T"],
-  *,
-  discount: float = 1.0,
-  final_value: Float[Array, ""] | float = 0.0,
-  parallel: bool = False,
-) -> Float[Array, " T"]:
-  """Returns R_t = r_t + discount * R_t' of one sequence; `vmap` for a batch.
-
-  t' is the next token that the policy chose, as in `gae`.
-
-  Args:
-    rewards: as in `gae`.
-    mask: as in `gae`.
-    discount: as in `gae`.
-    final_value: the return behind the last chosen token.
-    parallel: as in `gae`.
-
-  Returns:
-    float32; 0 outside the mask.
-  """
-  rewards = jnp.where(mask, rewards.astype(jnp.float32), 0.0)
-  decay = jnp.where(mask, discount, 1.0)
-  returns = _recurrence(decay, rewards, jnp.float32(final_value), parallel)
-  return jnp.where(mask, returns, 0.0)
+ADVANTAGES: dict[str, Callable[..., Any]] = {
+  "group": group_advantages,
+  "leave_one_out": leave_one_out,
+  "reinforce_plus_plus": reinforce_plus_plus,
+  "reward_decoupled": reward_decoupled,
+  "pass_at_k": pass_at_k,
+  "best_of_group": best_of_group,
+  "max_rl": max_rl,
+  "opo": opo,
+  "gpg": gpg,
+  "remax": remax,
+  "gae": returns.token_advantages,
+}
 
 
 def _groups(rewards, valid):
@@ -354,40 +412,39 @@ def _groups(rewards, valid):
   return rewards.astype(jnp.float32), valid, count
 
 
-def _center(rewards, valid, count):
+def _mean(rewards, valid, count):
   total = jnp.sum(jnp.where(valid, rewards, 0.0), axis=-1, keepdims=True)
-  return jnp.where(valid, rewards - total / jnp.maximum(count, 1.0), 0.0)
+  return total / jnp.maximum(count, 1.0)
 
 
-def _scale(centered, rewards, valid, count, scale, ddof, eps, tolerance):
-  if scale not in ("std", "none"):
-    raise ValueError(f'{scale=} must be "std" or "none".')
-  about_mean = _center(rewards, valid, count)
-  square = jnp.sum(about_mean**2, axis=-1, keepdims=True)
-  std = jnp.sqrt(square / jnp.maximum(count - ddof, 1.0))
+def _center(rewards, valid, count):
+  return jnp.where(valid, rewards - _mean(rewards, valid, count), 0.0)
+
+
+def _std(centered, count, ddof):
+  square = jnp.sum(centered**2, axis=-1, keepdims=True)
+  return jnp.sqrt(square / jnp.maximum(count - ddof, 1.0))
+
+
+def _differ(rewards, valid, tolerance, std=None):
+  """The groups that have an advantage at all, [P, 1]."""
   largest = jnp.max(jnp.where(valid, rewards, -jnp.inf), axis=-1, keepdims=True)
   smallest = jnp.min(jnp.where(valid, rewards, jnp.inf), axis=-1, keepdims=True)
   # Equal rewards: their mean may be off by a rounding, their order is not.
-  differ = (std > tolerance) & (largest > smallest)
-  return jnp.where(
-    differ, centered / (std + eps) if scale == "std" else centered, 0.0
-  )
+  spread_out = largest - smallest if std is None else std
+  return (spread_out > tolerance) & (largest > smallest)
 
 
-def _recurrence(decay, inputs, last, parallel):
-  """y_t = inputs_t + decay_t * y_{t+1} with y_T = last."""
-  if parallel:
-
-    def join(later, earlier):
-      return earlier[0] * later[0], earlier[1] + earlier[0] * later[1]
-
-    products, sums = jax.lax.associative_scan(
-      join, (decay, inputs), reverse=True
-    )
-    return sums + products * last
-
-  def backward(y, step):
-    y = step[1] + step[0] * y
-    return y, y
-
-  return jax.lax.scan(backward, last, (decay, inputs), reverse=True)[1]
+def _scale(centered, rewards, valid, count, scale, ddof, eps, tolerance):
+  if scale not in ("std", "batch", "none"):
+    raise ValueError(f'{scale=} must be "std", "batch" or "none".')
+  std = _std(_center(rewards, valid, count), count, ddof)
+  differ = _differ(rewards, valid, tolerance, std)
+  if scale == "none":
+    return jnp.where(differ, centered, 0.0)
+  if scale == "batch":
+    everyone = jnp.sum(count)
+    mean = jnp.sum(jnp.where(valid, rewards, 0.0)) / jnp.maximum(everyone, 1.0)
+    square = jnp.sum(jnp.where(valid, rewards - mean, 0.0) ** 2)
+    std = jnp.sqrt(square / jnp.maximum(everyone - ddof, 1.0))
+  return jnp.where(differ, centered / (std + eps), 0.0)

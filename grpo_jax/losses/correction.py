@@ -6,17 +6,32 @@ a factor per token, 0 outside the mask, to pass as `correction` to any objective
 of `policy.py`. The denominator of the loss stays that of the weights, so a
 dropped token is a zero and not a smaller mean.
 
+`CORRECTIONS` names what a config may choose. Each row takes some of
+`old_logprobs`, `sampler_logprobs`, `mask` and `entropy`, by name, and has its
+options as keyword-only parameters.
+
 A product of ratios over a sequence would punish long answers, and is not here.
 
 Dimension key: T positions; `*rows` is any number of leading axes, each row one
 completion.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from grpo_jax.losses import kl as kl_lib
+
+
+def keep_all(mask: Bool[Array, "*rows T"]) -> Float[Array, "*rows T"]:
+  """1 at every token of the mask: no correction.
+
+  Args:
+    mask: the tokens that the policy chose.
+  """
+  return mask.astype(jnp.float32)
 
 
 def truncate_tokens(
@@ -154,28 +169,42 @@ def keep_high_entropy(
   """
   if not 0 < fraction <= 1:
     raise ValueError(f"{fraction=} must be in (0, 1].")
-  entropy = jnp.where(mask, entropy.astype(jnp.float32), 0.0)
-  entropy = jax.lax.stop_gradient(entropy)
   wanted = jnp.ceil(fraction * jnp.sum(mask, dtype=jnp.float32))
+  return highest(entropy, mask, wanted).astype(jnp.float32)
+
+
+def highest(
+  x: Float[Array, "*rows T"],
+  mask: Bool[Array, "*rows T"],
+  count: Float[Array, ""],
+) -> Bool[Array, "*rows T"]:
+  """The tokens of the mask with the `count` largest x, of all rows given.
+
+  Tokens that tie with the last one are there too, and all are if there are
+  fewer than `count`.
+
+  Args:
+    x: finite inside the mask; no gradient flows through the choice.
+    mask: the tokens to choose from.
+    count: a whole number; at least 1 is chosen.
+  """
+  x = jax.lax.stop_gradient(jnp.where(mask, x.astype(jnp.float32), 0.0))
+
+  def enough(cut):
+    return jnp.sum(mask & (x >= cut), dtype=jnp.float32) >= count
 
   # Bisection instead of a sort, which a sharded axis does not have: `low` keeps
   # at least the wanted tokens, `high` fewer, until they are neighbors.
   def halve(_, bounds):
     low, high = bounds
     middle = 0.5 * (low + high)
-    kept = jnp.sum(mask & (entropy >= middle), dtype=jnp.float32)
-    return (
-      jnp.where(kept >= wanted, middle, low),
-      jnp.where(kept >= wanted, high, middle),
-    )
+    keeps = enough(middle)
+    return jnp.where(keeps, middle, low), jnp.where(keeps, high, middle)
 
-  low, high = jnp.min(entropy), jnp.max(entropy)
+  low, high = jnp.min(x), jnp.max(jnp.where(mask, x, -jnp.inf))
   low, _ = jax.lax.fori_loop(0, 48, halve, (low, high))
-  # The largest entropy itself is never a middle.
-  low = jnp.where(
-    jnp.sum(mask & (entropy >= high), dtype=jnp.float32) >= wanted, high, low
-  )
-  return (mask & (entropy >= low)).astype(jnp.float32)
+  # The largest x itself is never a middle.
+  return mask & (x >= jnp.where(enough(high), high, low))
 
 
 def sampler_gap(
@@ -223,6 +252,15 @@ def sampler_gap(
     "kl": mean(jnp.expm1(log_ratio) - log_ratio),
     "effective_sample_size": jnp.where(some, mean(ratio) ** 2 / square, 1.0),
   }
+
+
+CORRECTIONS: dict[str, Callable[..., Array]] = {
+  "none": keep_all,
+  "truncate_tokens": truncate_tokens,
+  "keep_band": keep_band,
+  "keep_sequences": keep_sequences,
+  "keep_high_entropy": keep_high_entropy,
+}
 
 
 def _ratio(old_logprobs, sampler_logprobs, mask):

@@ -21,6 +21,8 @@ K stored tokens; `*rows` is any number of leading axes.
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +32,53 @@ from grpo_jax.losses import chunking, kl, vocabulary
 
 Metrics = dict[str, Float[Array, ""]]
 
-KINDS = ("forward_kl", "reverse_kl", "js")
+
+class Divergence(NamedTuple):
+  """A divergence of p and q, from log-probs [..., V] and the beta of "js".
+
+  Attributes:
+    summands: what each token of the vocabulary adds to it.
+    slope: q_v times its derivative in q_v, up to a multiple of q. The
+      derivative in logit v is this less q_v times its sum over the vocabulary,
+      which no multiple of q changes.
+  """
+
+  summands: Callable[[Array, Array, float], Array]
+  slope: Callable[[Array, Array, float], Array]
+
+
+def _js(log_p, log_q, beta):
+  log_m = _log_mixture(log_p, log_q, beta)
+  of_p = beta * jnp.exp(log_p) * (log_p - log_m)
+  return of_p + _js_slope(log_p, log_q, beta)
+
+
+def _js_slope(log_p, log_q, beta):
+  log_m = _log_mixture(log_p, log_q, beta)
+  return (1.0 - beta) * jnp.exp(log_q) * (log_q - log_m)
+
+
+def _log_mixture(log_p, log_q, beta):
+  return jnp.logaddexp(log_p + jnp.log(beta), log_q + jnp.log1p(-beta))
+
+
+def _forward_kl(log_p, log_q, _):
+  return jnp.exp(log_p) * (log_p - log_q)
+
+
+def _forward_kl_slope(log_p, log_q, _):
+  return -jnp.exp(log_p)
+
+
+def _reverse_kl(log_p, log_q, _):
+  return jnp.exp(log_q) * (log_q - log_p)
+
+
+DIVERGENCES = {
+  "forward_kl": Divergence(_forward_kl, _forward_kl_slope),
+  "reverse_kl": Divergence(_reverse_kl, _reverse_kl),
+  "js": Divergence(_js, _js_slope),
+}
 
 
 def distill_loss(
@@ -71,7 +119,7 @@ def full_divergence(
     head: unembedding of the policy, without a bias.
     teacher_hidden: last states of the teacher at the same tokens.
     teacher_head: unembedding of the teacher, over the same vocabulary.
-    kind: one of `KINDS`.
+    kind: a key of `DIVERGENCES`.
     beta: of "js", in (0, 1).
     temperature: of both distributions, above 0. The gradient shrinks with its
       square, which nothing here undoes.
@@ -101,7 +149,7 @@ def logits_divergence(
   Args:
     logits: of the policy; carries the gradient.
     teacher_logits: of the teacher; constants.
-    kind: one of `KINDS`.
+    kind: a key of `DIVERGENCES`.
     beta: of "js", in (0, 1).
     temperature: of both distributions, above 0.
 
@@ -111,9 +159,8 @@ def logits_divergence(
   check(kind=kind, beta=beta, temperature=temperature)
   log_q = jax.nn.log_softmax(logits.astype(jnp.float32) / temperature)
   log_p = jax.nn.log_softmax(teacher_logits.astype(jnp.float32) / temperature)
-  return jnp.sum(
-    _summands(jax.lax.stop_gradient(log_p), log_q, kind, beta), axis=-1
-  )
+  summands = DIVERGENCES[kind].summands
+  return jnp.sum(summands(jax.lax.stop_gradient(log_p), log_q, beta), axis=-1)
 
 
 def top_k_divergence(
@@ -134,7 +181,7 @@ def top_k_divergence(
       `vocabulary.logprobs_at`. Carries the gradient.
     teacher_logprobs: of the teacher at K different tokens, over its whole
       vocabulary: `vocabulary.top_logprobs`. Constants.
-    kind: one of `KINDS`.
+    kind: a key of `DIVERGENCES`.
     beta: of "js", in (0, 1).
 
   Raises:
@@ -143,9 +190,8 @@ def top_k_divergence(
   check(kind=kind, beta=beta)
   log_q = _with_rest(logprobs.astype(jnp.float32))
   log_p = _with_rest(teacher_logprobs.astype(jnp.float32))
-  return jnp.sum(
-    _summands(jax.lax.stop_gradient(log_p), log_q, kind, beta), axis=-1
-  )
+  summands = DIVERGENCES[kind].summands
+  return jnp.sum(summands(jax.lax.stop_gradient(log_p), log_q, beta), axis=-1)
 
 
 def on_policy_advantages(
@@ -178,39 +224,11 @@ def check(
   Raises:
     ValueError: an unknown `kind`, or an argument out of its range.
   """
-  if kind not in KINDS:
-    raise ValueError(f"{kind=} must be one of {KINDS}.")
+  if kind not in DIVERGENCES:
+    raise ValueError(f"{kind=} must be one of {tuple(DIVERGENCES)}.")
   if kind == "js" and not 0 < beta < 1:
     raise ValueError(f"{beta=} must be between 0 and 1.")
   vocabulary.check_temperature(temperature)
-
-
-def _summands(log_p, log_q, kind, beta):
-  p, q = jnp.exp(log_p), jnp.exp(log_q)
-  if kind == "forward_kl":
-    return p * (log_p - log_q)
-  if kind == "reverse_kl":
-    return q * (log_q - log_p)
-  log_m = _log_mixture(log_p, log_q, beta)
-  return beta * p * (log_p - log_m) + (1.0 - beta) * q * (log_q - log_m)
-
-
-def _log_mixture(log_p, log_q, beta):
-  return jnp.logaddexp(log_p + jnp.log(beta), log_q + jnp.log1p(-beta))
-
-
-def _slope(log_p, log_q, kind, beta):
-  """q_v times the derivative of the divergence in q_v, up to a multiple of q.
-
-  The derivative in logit v is this less q_v times its sum over the vocabulary,
-  which no multiple of q changes.
-  """
-  if kind == "forward_kl":
-    return -jnp.exp(log_p)
-  if kind == "reverse_kl":
-    return jnp.exp(log_q) * (log_q - log_p)
-  log_m = _log_mixture(log_p, log_q, beta)
-  return (1.0 - beta) * jnp.exp(log_q) * (log_q - log_m)
 
 
 def _with_rest(logprobs):
@@ -241,7 +259,7 @@ def _forward(hidden, head, teacher_hidden, teacher_head, settings):
       hidden, teacher_hidden = arrays
       log_q = _log_softmax(hidden, head, temperature, layout)
       log_p = _log_softmax(teacher_hidden, teacher_head, temperature, layout)
-      summands = _summands(log_p, log_q, kind, beta)
+      summands = DIVERGENCES[kind].summands(log_p, log_q, beta)
       return None, (layout.sum_vocab(jnp.sum(summands, axis=-1)),)
 
     chunks = layout.num_chunks(chunk_size)
@@ -267,7 +285,7 @@ def _backward(settings, residuals, cotangent):
       teacher_hidden = jnp.where(live, teacher_hidden, 0)
       log_q = _log_softmax(hidden, head, temperature, layout)
       log_p = _log_softmax(teacher_hidden, teacher_head, temperature, layout)
-      slope = _slope(log_p, log_q, kind, beta)
+      slope = DIVERGENCES[kind].slope(log_p, log_q, beta)
       total = layout.sum_vocab(jnp.sum(slope, axis=-1, keepdims=True))
       grad = slope - jnp.exp(log_q) * total
       grad *= (cotangent / temperature)[:, None]

@@ -1,38 +1,44 @@
 """Learning from preferences: reward models, direct objectives, labelled steps.
 
-Pairs are two arrays, chosen and rejected, of one number each; the log-prob of
-a completion is the *sum* over its tokens (`completion_logprobs`) unless said
-otherwise. Every loss is sum(weights * x) with one weight per pair, or per step,
-and so are the metrics, as in `policy.py`. A weight of 0 reads nothing.
+`PREFERENCES` names the direct objectives that a config may choose. Each row
+takes data as positional parameters, given by name, and has its options as
+keyword-only ones. Of pairs, [B] each:
+
+  chosen_logprobs, rejected_logprobs          of the policy, *summed* over the
+                                              tokens (`completion_logprobs`)
+  ref_chosen_logprobs, ref_rejected_logprobs  of the reference, likewise
+  chosen_lengths, rejected_lengths            of the completions, in tokens
+  weights                                     each pair's share of the update
+
+`kto` takes single completions instead, which pairs become when the rejected
+ones are laid behind the chosen ones: `logprobs`, `ref_logprobs`, `desirable`
+and `weights` of each, and one `reference_point` (`kto_reference_point`).
+
+Every loss is sum(weights * x) with one weight per pair, or per step, and so are
+the metrics, as in `policy.py`. A weight of 0 reads nothing.
 
 Dimension key: B pairs or completions, T positions.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 Metrics = dict[str, Float[Array, ""]]
 
 
 def completion_logprobs(
-  logprobs: Float[Array, "*rows T"],
-  mask: Bool[Array, "*rows T"],
-  *,
-  average: bool = False,
+  logprobs: Float[Array, "*rows T"], mask: Bool[Array, "*rows T"]
 ) -> Float[Array, "*rows"]:
-  """The log-prob of each completion: the sum, or mean, over its tokens.
+  """The log-prob of each completion: the sum over its tokens.
 
   Args:
     logprobs: of each token, in nats.
     mask: the tokens of the completion; others are never read.
-    average: divide by the number of tokens, as ORPO does.
   """
-  total = jnp.sum(jnp.where(mask, logprobs.astype(jnp.float32), 0.0), axis=-1)
-  if not average:
-    return total
-  length = jnp.sum(mask, axis=-1, dtype=jnp.float32)
-  return total / jnp.maximum(length, 1.0)
+  return jnp.sum(jnp.where(mask, logprobs.astype(jnp.float32), 0.0), axis=-1)
 
 
 def bradley_terry_loss(
@@ -130,8 +136,8 @@ def ipo_loss(
 ) -> tuple[Float[Array, ""], Metrics]:
   """IPO: (h - 1 / (2 beta))^2, h as in `dpo_loss`.
 
-  https://arxiv.org/abs/2310.12036, equation 17, whose tau is beta here. Some
-  libraries average the log-probs over tokens first; pass averages for that.
+  https://arxiv.org/abs/2310.12036, equation 17, whose tau is beta here. The
+  log-probs are sums, as in the paper; some libraries average over tokens first.
 
   Args:
     chosen_logprobs: as in `dpo_loss`.
@@ -160,6 +166,8 @@ def ipo_loss(
 def orpo_loss(
   chosen_logprobs: Float[Array, " B"],
   rejected_logprobs: Float[Array, " B"],
+  chosen_lengths: Int[Array, " B"],
+  rejected_lengths: Int[Array, " B"],
   weights: Float[Array, " B"],
   *,
   odds_coef: float = 0.1,
@@ -171,16 +179,20 @@ def orpo_loss(
   https://arxiv.org/abs/2403.07691, equations 3, 4, 6 and 7.
 
   Metrics are those of `bradley_terry_loss` for the log odds, and "nll" of the
-  chosen completions.
+  chosen completions, per token.
 
   Args:
-    chosen_logprobs: of the policy, averaged over tokens; below 0.
-    rejected_logprobs: of the policy, averaged over tokens; below 0.
+    chosen_logprobs: as in `dpo_loss`; below 0.
+    rejected_logprobs: as in `dpo_loss`; below 0.
+    chosen_lengths: in tokens.
+    rejected_lengths: in tokens.
     weights: each pair's share of the update.
     odds_coef: the paper's lambda, at least 0.
   """
-  weights, (chosen, rejected) = _read(
-    weights, chosen_logprobs, rejected_logprobs, fill=-1.0
+  weights, (chosen, rejected) = _per_token(
+    weights,
+    (chosen_logprobs, rejected_logprobs),
+    (chosen_lengths, rejected_lengths),
   )
   chosen_odds = chosen - _log1mexp(chosen)
   rejected_odds = rejected - _log1mexp(rejected)
@@ -188,6 +200,49 @@ def orpo_loss(
   metrics = _pair_metrics(weights, chosen_odds, rejected_odds)
   metrics["nll"] = jax.lax.stop_gradient(-jnp.sum(weights * chosen))
   return jnp.sum(weights * (odds_coef * ratio - chosen)), metrics
+
+
+def simpo_loss(
+  chosen_logprobs: Float[Array, " B"],
+  rejected_logprobs: Float[Array, " B"],
+  chosen_lengths: Int[Array, " B"],
+  rejected_lengths: Int[Array, " B"],
+  weights: Float[Array, " B"],
+  *,
+  beta: float = 2.0,
+  margin: float = 1.0,
+) -> tuple[Float[Array, ""], Metrics]:
+  """SimPO: the log-prob of a token as the reward, without a reference.
+
+  -log sigmoid(r_chosen - r_rejected - margin), with r = beta log pi / |y| the
+  mean over tokens: https://arxiv.org/abs/2405.14734, equation 6, whose gamma is
+  the margin; it finds a beta of 2 to 2.5 and a margin of 0.3 to 1.6 good.
+
+  Metrics are those of `bradley_terry_loss` for the rewards r.
+
+  Args:
+    chosen_logprobs: as in `dpo_loss`.
+    rejected_logprobs: as in `dpo_loss`.
+    chosen_lengths: in tokens.
+    rejected_lengths: in tokens.
+    weights: each pair's share of the update.
+    beta: above 0.
+    margin: by how much chosen should win, at least 0, in units of r.
+
+  Raises:
+    ValueError: `beta` is not positive, or `margin` is below 0.
+  """
+  _check_beta(beta)
+  if margin < 0:
+    raise ValueError(f"{margin=} must be at least 0.")
+  weights, (chosen, rejected) = _per_token(
+    weights,
+    (chosen_logprobs, rejected_logprobs),
+    (chosen_lengths, rejected_lengths),
+  )
+  chosen, rejected = beta * chosen, beta * rejected
+  per_pair = jax.nn.softplus(-(chosen - rejected - margin))
+  return jnp.sum(weights * per_pair), _pair_metrics(weights, chosen, rejected)
 
 
 def kto_loss(
@@ -244,7 +299,9 @@ def kto_loss(
 
 
 def kto_reference_point(
-  logprobs: Float[Array, " B"], ref_logprobs: Float[Array, " B"]
+  logprobs: Float[Array, " B"],
+  ref_logprobs: Float[Array, " B"],
+  weights: Float[Array, " B"],
 ) -> Float[Array, ""]:
   """KTO's z = max(0, mean of log(pi / ref)) over mismatched completions.
 
@@ -255,9 +312,13 @@ def kto_reference_point(
   Args:
     logprobs: of the policy, summed over the tokens of the other completion.
     ref_logprobs: of the reference, likewise.
+    weights: of the mean, whatever they sum to; where 0 nothing is read.
   """
-  difference = logprobs.astype(jnp.float32) - ref_logprobs.astype(jnp.float32)
-  return jax.lax.stop_gradient(jnp.maximum(jnp.mean(difference), 0.0))
+  weights, (logprobs, ref_logprobs) = _read(weights, logprobs, ref_logprobs)
+  total = jnp.sum(weights * (logprobs - ref_logprobs))
+  whole = jnp.sum(weights)
+  mean = total / jnp.where(whole > 0, whole, 1.0)
+  return jax.lax.stop_gradient(jnp.maximum(mean, 0.0))
 
 
 def process_reward_loss(
@@ -292,10 +353,27 @@ def process_reward_loss(
   return jnp.sum(weights * per_step), jax.lax.stop_gradient(metrics)
 
 
+PREFERENCES: dict[str, Callable[..., tuple[Array, Metrics]]] = {
+  "dpo": dpo_loss,
+  "ipo": ipo_loss,
+  "kto": kto_loss,
+  "orpo": orpo_loss,
+  "simpo": simpo_loss,
+}
+
+
 def _read(weights, *arrays, fill=0.0):
   weights = weights.astype(jnp.float32)
   return weights, [
     jnp.where(weights > 0, x.astype(jnp.float32), fill) for x in arrays
+  ]
+
+
+def _per_token(weights, logprobs, lengths):
+  weights, logprobs = _read(weights, *logprobs, fill=-1.0)
+  return weights, [
+    total / jnp.maximum(length, 1).astype(jnp.float32)
+    for total, length in zip(logprobs, lengths, strict=True)
   ]
 
 

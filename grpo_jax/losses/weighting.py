@@ -9,9 +9,14 @@ A row counts in a denominator if it holds at least one token of the mask. A row
 whose advantage is zero therefore counts, and a row that was masked out whole
 (a truncated completion, say) does not.
 
-Dimension key: T positions; `*rows` is any number of leading axes, such as [B]
-or [P, G].
+`WEIGHTINGS` names what a config may choose; each takes some of `mask` and
+`length`, by name.
+
+Dimension key: P prompts, G completions per prompt, T positions; `*rows` is any
+number of leading axes, such as [B] or [P, G].
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -75,10 +80,29 @@ def constant_length(
   return mask / (length * _num_rows(mask))
 
 
-WEIGHTINGS = {
+def prompt_mean(mask: Bool[Array, "P G T"]) -> Float[Array, "P G T"]:
+  """Weights of the mean over prompts of the mean over each one's tokens.
+
+  w[p, g, t] = mask[p, g, t] / (Q * sum_j |o_pj|), with Q the number of prompts
+  that hold a token: `token_mean` within a group, so that long rows weigh more
+  there, while every problem has the same share.
+
+  Args:
+    mask: the tokens in the loss, of every group of one optimizer update.
+
+  Returns:
+    float32, zero outside the mask; they sum to 1 unless the mask is empty.
+  """
+  tokens = jnp.sum(mask, axis=(1, 2), dtype=jnp.float32, keepdims=True)
+  prompts = jnp.maximum(jnp.sum(tokens > 0, dtype=jnp.float32), 1.0)
+  return mask / (jnp.maximum(tokens, 1.0) * prompts)
+
+
+WEIGHTINGS: dict[str, Callable[..., Array]] = {
   "sequence_mean": sequence_mean,
   "token_mean": token_mean,
   "constant_length": constant_length,
+  "prompt_mean": prompt_mean,
 }
 
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from grpo_jax import errors, types
+from grpo_jax import errors, schema, types
 from grpo_jax.rewards import terms as terms_lib
 
 RewardFn = Callable[..., Sequence[float | None] | terms_lib.Result]
@@ -68,33 +68,13 @@ class Term(NamedTuple):
     on_device: whether it computes with JAX.
   """
 
-  function: RewardFn
+  function: functools.partial
   weight: float
   only_if: Mapping[str, float]
   only_for: tuple[str, ...] | None
   from_step: int
   given: tuple[str, ...]
   on_device: bool
-
-
-class Scores(NamedTuple):
-  """What the completions earned.
-
-  Attributes:
-    rewards: the weighted sum of the terms; finite, and 0 where not valid.
-    valid: False where a term of nonzero weight that applies gave no score
-      (None), or one that decides whether it counts. Such a row leaves its
-      group's mean and standard deviation.
-    terms: each term before its weight; NaN where it gave no score, and where it
-      does not apply.
-    metrics: what terms have to log beside their scores, by `<term>/<name>`;
-      NaN where there is none.
-  """
-
-  rewards: Float[np.ndarray, " B"]
-  valid: Bool[np.ndarray, " B"]
-  terms: dict[str, Float[np.ndarray, " B"]]
-  metrics: Mapping[str, Float[np.ndarray, " B"]] = {}
 
 
 def check(section: errors.Section) -> None:
@@ -145,7 +125,7 @@ def score(
   lengths: Int[np.ndarray, " B"] | None = None,
   truncated: Bool[np.ndarray, " B"] | None = None,
   step: int | None = None,
-) -> Scores:
+) -> types.Rewards:
   """Weighs the rewards that `section` names: sum over terms of weight * value.
 
   DeepSeek-R1 adds accuracy and format with equal weight,
@@ -190,7 +170,7 @@ def begin(
   lengths: Int[np.ndarray, " B"] | None = None,
   truncated: Bool[np.ndarray, " B"] | None = None,
   step: int | None = None,
-) -> Callable[[], Scores]:
+) -> Callable[[], types.Rewards]:
   """Starts to score; the function returned waits for the scores.
 
   Each term runs in a thread of its own, so that device work of the caller goes
@@ -222,7 +202,7 @@ def begin(
   }
   threads.shutdown(wait=False)
 
-  def finish() -> Scores:
+  def finish() -> types.Rewards:
     returned = {
       name: pending[name].result() if name in pending else call()
       for name, call in calls.items()
@@ -265,7 +245,7 @@ def _combine(
   terms: Mapping[str, Term],
   asked: Mapping[str, Bool[np.ndarray, " B"]],
   returned: Mapping[str, Any],
-) -> Scores:
+) -> types.Rewards:
   values, metrics = {}, {}
   for name, rows in asked.items():
     result = returned.get(name, ())
@@ -289,7 +269,7 @@ def _combine(
     valid &= ~(counts & np.isnan(values[name]))
     rewards += np.where(counts, term.weight * values[name].astype(float), 0.0)
   rewards = np.where(valid, rewards, 0.0).astype(np.float32)
-  return Scores(rewards, valid, values, metrics)
+  return types.Rewards(rewards, valid, values, metrics)
 
 
 def _terms(section: errors.Section) -> dict[str, Term]:
@@ -308,7 +288,7 @@ def _term(section: errors.Section, name: str) -> Term:
     fields = dict(weight=fields)
   fields = {key: _plain(value) for key, value in fields.items()}
   own = {key: fields.pop(key) for key in _FIELDS if key in fields}
-  errors.check_section(f"rewards.{name}", own, _fields)
+  schema.check(schema.Options(_fields), own, where)
   if name in REWARDS and "function" in own:
     raise errors.ConfigError(
       f"{where} has a function, but {name!r} is a built-in reward; choose"
@@ -326,7 +306,7 @@ def _term(section: errors.Section, name: str) -> Term:
         f" {errors.nearest(field, [*_FIELDS, *options])}"
       )
   if options:
-    errors.check_section(f"rewards.{name}", fields, function, given)
+    schema.check(schema.Options(function, given), fields, where)
   _check_number(f"The weight of reward {name!r}", own["weight"])
   only_if = own.get("only_if") or {}
   if not isinstance(only_if, Mapping):
@@ -351,7 +331,7 @@ def _term(section: errors.Section, name: str) -> Term:
       )
     only_for = tuple(only_for)
   from_step = own.get("from_step", 0)
-  if not (isinstance(from_step, numbers.Integral) and from_step >= 0):
+  if not (isinstance(from_step, int) and from_step >= 0):
     raise errors.ConfigError(
       f"{where}.from_step must be a number of steps, not {from_step!r}."
     )
@@ -366,11 +346,42 @@ def _term(section: errors.Section, name: str) -> Term:
   )
 
 
-def _fields(*, weight, only_if=None, only_for=None, from_step=0, function=None):
-  """The fields that every term may have."""
+def _fields(
+  *,
+  weight: float,
+  only_if: Mapping[str, float] | None = None,
+  only_for: tuple[str, ...] | None = None,
+  from_step: int = 0,
+  function: str | None = None,
+) -> None:
+  """The fields that every term may have.
+
+  Args:
+    weight: of its scores in the sum; any sign. 0: computed and logged alone.
+    only_if: other terms and their least values, without which it adds nothing.
+    only_for: sources of the problems that it scores; None for all.
+    from_step: steps done before it scores any.
+    function: of the user's own, "package.module:function".
+  """
 
 
 _FIELDS = tuple(inspect.signature(_fields).parameters)
+
+
+def _term_schema(name: str) -> schema.Node:
+  """What a term may hold: what all may, and the options of its function."""
+
+  def choose(fields: errors.Section) -> schema.Node:
+    path = fields.get("function") or REWARDS.get(name)
+    function = _load(name, path) if path else _fields
+    only_if = {"only_if": schema.Optional(schema.Free())}
+    return schema.Options(function, GIVEN, shared=_fields, nodes=only_if)
+
+  return schema.Chosen(choose, scalars=(int, float), scalar="weight")
+
+
+# What a section of rewards may hold. `check` checks it.
+SCHEMA = schema.Named(_term_schema, known=tuple(REWARDS))
 
 
 def _load(name: str, path: str | None) -> RewardFn:

@@ -8,6 +8,7 @@ step.
 """
 
 import ctypes
+import pathlib
 import resource
 import sys
 
@@ -47,3 +48,13 @@ def memory() -> dict[str, float]:
   if peaks:
     metrics["memory/device_peak_gib"] = max(peaks) / 2**30
   return metrics
+
+
+def keep_compiled_programs() -> None:
+  """Lets later starts, and later stages of a chain, find what was compiled.
+
+  JAX_COMPILATION_CACHE_DIR names another folder.
+  """
+  if not jax.config.jax_compilation_cache_dir:
+    folder = pathlib.Path("~/.cache/grpo_jax/compiled").expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(folder))

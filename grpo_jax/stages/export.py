@@ -2,18 +2,19 @@
 
 import pathlib
 
-import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors, sharding
+from grpo_jax import configs, schema
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import config as config_lib
 from grpo_jax.models import hf, lora
 from grpo_jax.runs import progress
 from grpo_jax.runs import source as source_lib
+from grpo_jax.runs.signals import Outcome
+from grpo_jax.stages import setup
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
   """Writes the policy of `config.source` to `workdir`, with its tokenizer.
 
   Adapters are merged into their base, or written without it where
@@ -25,23 +26,31 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
       adapters to write.
     FileNotFoundError: `config.source` holds no model.
   """
-  errors.check_fields(config, configs.export())
-  errors.check_section("save", config.save, hf.save)
+  check(config)
+  hf.check_target(workdir)
+  tok = tokenizer.load(source_lib.tokenizer_directory(config.source))
+  with setup.open_run(config, workdir) as run:
+    if config.adapters_only:
+      found = source_lib.load_adapters(config.source, run.mesh)
+      cfg, step, what = found.cfg, found.step, "Adapters"
+      base = str(found.base)
+      lora.save(workdir, cfg, found.settings, found.adapters, base=base)
+    else:
+      cfg, params, step = source_lib.load_policy(config.source, run.mesh)
+      what = "The policy"
+      hf.save(workdir, cfg, params, tok, **config.save)
+  progress.say(f"{what} after step {step} of {config.source}: in {workdir}.")
+  return Outcome.FINISHED
+
+
+SCHEMA = schema.Fields(configs.export, {"save": schema.Options(hf.save)})
+
+
+def check(config: ConfigDict) -> None:
+  """Raises ValueError, in one sentence, if the config cannot be run."""
+  schema.check(SCHEMA, config)
   if config.save.dtype not in (None, *config_lib.DTYPES):
     raise ValueError(
       f"config.save.dtype={config.save.dtype!r} must be one of"
       f" {config_lib.DTYPES}."
     )
-  hf.check_target(workdir)
-  tok = tokenizer.load(source_lib.tokenizer_directory(config.source))
-  mesh = sharding.make_mesh(config.mesh.to_dict())
-  jax.set_mesh(mesh)
-  if config.adapters_only:
-    run = source_lib.load_adapters(config.source, mesh)
-    cfg, step, what = run.cfg, run.step, "Adapters"
-    lora.save(workdir, cfg, run.settings, run.adapters, base=str(run.base))
-  else:
-    cfg, params, step = source_lib.load_policy(config.source, mesh)
-    what = "The policy"
-    hf.save(workdir, cfg, params, tok, **config.save)
-  progress.say(f"{what} after step {step} of {config.source}: in {workdir}.")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors, sharding
+from grpo_jax import configs, schema
 from grpo_jax.data import datasets
 from grpo_jax.data.text import TextSource
 from grpo_jax.data.tokenizers import tokenizer
@@ -21,6 +21,9 @@ from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.runs import directory, progress
+from grpo_jax.runs.signals import Outcome
+from grpo_jax.stages import describe as describe_lib
+from grpo_jax.stages import sections, setup
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train.update import make_update
 from grpo_jax.types import TextBatch
@@ -31,66 +34,60 @@ _TOKENIZER_DOCUMENTS = 20_000
 _VOCAB_MULTIPLE = 64
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
-  """Trains on packed text; returns whether to go on with what it made.
+def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
+  """Trains on packed text.
 
   Raises:
     ValueError: a field of the config is unknown or does not fit the others.
     FileNotFoundError: a file of text is missing.
   """
   check(config)
-  mesh = sharding.make_mesh(config.mesh.to_dict())
-  jax.set_mesh(mesh)
-  rows = sharding.split_rows(mesh, config.batch.num_rows)[:1]
-  data_dir = pathlib.Path(config.data_dir).expanduser()
-  documents = datasets.load(**config.data, data_dir=data_dir)
-  directory.claim(workdir, config.to_dict())
-  if loop.is_finished(workdir, config.total_steps):
-    progress.say(f"{workdir} already holds all {config.total_steps} steps.")
-    return True
-
-  tok = make_tokenizer(config.tokenizer, documents, workdir / "tokenizer")
-  vocab_size = -(-tok.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
-  cfg = ModelConfig(vocab_size=vocab_size, **config.model)
-  directory.save_model(workdir, cfg)
-  specs = params_lib.param_specs(cfg)
-  progress.say(
-    f"{params_lib.count(specs):,} parameters, {len(documents):,} documents,"
-    f" {tok.vocab_size} tokens in the vocabulary."
-  )
-  batches = TextSource(
-    documents,
-    tok,
-    num_rows=config.batch.num_rows,
-    row_length=config.batch.row_length,
-    seed=config.seed,
-  )
-  tx, learning_rate = optimizer.make_optimizer(
-    config.total_steps, **config.optimizer
-  )
-  update = make_update(
-    functools.partial(loss_fn, cfg=cfg),
-    tx,
-    num_microbatches=config.batch.num_microbatches,
-    router_bias_rate=config.router_bias_rate,
-  )
-  key = jax.random.key(config.seed)
-  return loop.train(
-    workdir,
-    mesh,
-    specs=specs,
-    start=lambda: params_lib.init_params(key, specs, mesh),
-    tx=tx,
-    learning_rate=learning_rate,
-    update=update,
-    batches=batches,
-    rows=rows,
-    num_tokens=loop.text_tokens,
-    total_steps=config.total_steps,
-    log_every=config.log_every,
-    checkpoint_every=config.checkpoint.every,
-    keep=config.checkpoint.keep,
-  ).finished
+  with setup.open_run(config, workdir) as run:
+    rows = run.rows(config.batch.num_rows)
+    documents = datasets.load(**config.data, data_dir=run.data_dir)
+    run.claim()
+    if run.is_finished(config.total_steps):
+      return Outcome.FINISHED
+    tok = make_tokenizer(config.tokenizer, documents, workdir / "tokenizer")
+    vocab_size = -(-tok.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+    cfg = ModelConfig(vocab_size=vocab_size, **config.model)
+    directory.save_model(workdir, cfg)
+    specs = params_lib.param_specs(cfg)
+    progress.say(
+      f"{params_lib.count(specs):,} parameters, {len(documents):,} documents,"
+      f" {tok.vocab_size} tokens in the vocabulary."
+    )
+    batches = TextSource(
+      documents,
+      tok,
+      num_rows=config.batch.num_rows,
+      row_length=config.batch.row_length,
+      seed=config.seed,
+    )
+    tx, learning_rate = optimizer.make_optimizer(
+      config.total_steps, **config.optimizer
+    )
+    key = jax.random.key(config.seed)
+    trained = loop.train(
+      workdir,
+      run.mesh,
+      run.schedule(config.total_steps),
+      loop.Task(
+        specs=specs,
+        start=lambda: params_lib.init_params(key, specs, run.mesh),
+        tx=tx,
+        learning_rate=learning_rate,
+        update=make_update(
+          functools.partial(loss_fn, cfg=cfg),
+          tx,
+          num_microbatches=config.batch.num_microbatches,
+          router_bias_rate=config.router_bias_rate,
+        ),
+        batches=batches,
+        rows=rows,
+      ),
+    )
+  return Outcome.FINISHED if trained.finished else Outcome.STOPPED
 
 
 def loss_fn(
@@ -125,26 +122,33 @@ def make_tokenizer(
   )
 
 
+SCHEMA = schema.Fields(
+  configs.pretrain,
+  {
+    "data": sections.DATA,
+    "model": schema.Options(ModelConfig, ("vocab_size",)),
+    "optimizer": sections.OPTIMIZER,
+  },
+  choices={"tokenizer.kind": ("sentencepiece", "bytes")},
+)
+
+
 def check(config: ConfigDict) -> None:
   """Raises ValueError, in one sentence, if the config cannot be run."""
-  errors.check_fields(
-    config, configs.pretrain(), free=("data", "model", "optimizer")
-  )
-  given = ("vocab_size",)
-  errors.check_section("model", config.model, ModelConfig, given)
-  errors.check_section(
-    "optimizer", config.optimizer, optimizer.make_optimizer, ("total_updates",)
-  )
+  schema.check(SCHEMA, config)
   cfg = ModelConfig(vocab_size=1, **config.model)
   moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)
   optimizer.make_optimizer(config.total_steps, **config.optimizer)
-  kinds = ("sentencepiece", "bytes")
-  if config.tokenizer.kind not in kinds:
-    raise ValueError(
-      f"config.tokenizer.kind={config.tokenizer.kind!r} must be one of {kinds}."
-    )
   rows, pieces = config.batch.num_rows, config.batch.num_microbatches
   if rows % pieces:
     raise ValueError(
       f"config.batch.num_rows={rows} must divide by num_microbatches={pieces}."
     )
+
+
+def describe(config: ConfigDict) -> list[str]:
+  """Returns lines on what the run would take."""
+  _, lines = describe_lib.training(describe_lib.pretrained(config))
+  tokens = config.batch.num_rows * config.batch.row_length
+  lines.append(f"tokens of a step: {tokens:,}; steps: {config.total_steps:,}")
+  return lines

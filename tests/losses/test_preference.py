@@ -1,3 +1,5 @@
+import functools
+import inspect
 import math
 
 import jax
@@ -40,7 +42,9 @@ def _ipo(chosen, rejected, ref_chosen, ref_rejected, beta=0.1):
   return (h - 1 / (2 * beta)) ** 2
 
 
-def _orpo(chosen, rejected, coef=0.1):
+def _orpo(chosen, rejected, chosen_length, rejected_length, coef=0.1):
+  chosen, rejected = chosen / chosen_length, rejected / rejected_length
+
   def odds(logprob):
     return math.exp(logprob) / (1 - math.exp(logprob))
 
@@ -53,12 +57,14 @@ def _process(logit, label):
   return -label * math.log(p) - (1 - label) * math.log(1 - p)
 
 
-def _check(loss, per_row, arrays, weights, num_grads, h=1e-6):
+def _check(loss, per_row, arrays, weights, num_grads, h=1e-6, numbered=False):
   """Value, gradient in the first arrays, padding, bfloat16 and sharding."""
   arrays = [np.asarray(x, np.float32).astype(np.float64) for x in arrays]
   value, gradients = 0.0, np.zeros((num_grads, B))
+  of_row = per_row
   for b in np.nonzero(weights)[0]:
     row = [x[b] for x in arrays]
+    per_row = functools.partial(of_row, b) if numbered else of_row
     value += weights[b] * per_row(*row)
     for i in range(num_grads):
       up, down = list(row), list(row)
@@ -129,19 +135,39 @@ def test_ipo_matches_the_paper():
   _check(preference.ipo_loss, _ipo, arrays, weights, num_grads=2)
 
 
-def test_orpo_matches_the_paper():
+def _simpo(chosen, rejected, chosen_length, rejected_length, beta, margin):
+  chosen, rejected = chosen / chosen_length, rejected / rejected_length
+  return -_log_sigmoid(beta * (chosen - rejected) - margin)
+
+
+@pytest.mark.parametrize(
+  ("name", "loop", "options"),
+  [
+    ("orpo", _orpo, {"odds_coef": 0.3}),
+    ("simpo", _simpo, {"beta": 2.5, "margin": 1.4}),
+  ],
+)
+def test_losses_without_a_reference_match_the_paper(name, loop, options):
   arrays, weights = _batch(2)
+  lengths = np.random.default_rng(1).integers(1, 9, (2, B))
 
-  def loss(*args):
-    return preference.orpo_loss(*args, odds_coef=0.3)
+  def loss(chosen, rejected, weights):
+    return preference.PREFERENCES[name](
+      chosen, rejected, *jnp.asarray(lengths), weights, **options
+    )
 
-  _check(loss, lambda c, r: _orpo(c, r, 0.3), arrays, weights, num_grads=2)
+  def per_row(row, chosen, rejected):
+    return loop(chosen, rejected, *lengths[:, row], *options.values())
+
+  _check(loss, per_row, arrays, weights, num_grads=2, numbered=True)
 
 
 def test_orpo_of_a_certain_completion_stays_finite():
   x, weights = jnp.array([0.0, -1e-9, -90.0]), jnp.ones(3)
+  lengths = jnp.array([1, 0, 3])
   value, grads = jax.value_and_grad(
-    lambda c, r: preference.orpo_loss(c, r, weights)[0], (0, 1)
+    lambda c, r: preference.orpo_loss(c, r, lengths, lengths, weights)[0],
+    (0, 1),
   )(x, x[::-1])
   assert jnp.isfinite(value) and jnp.all(jnp.isfinite(jnp.stack(grads)))
 
@@ -180,9 +206,11 @@ def test_kto_matches_the_paper():
 
 
 def test_the_reference_point_is_a_mean_that_is_never_negative():
-  a, b = jnp.array([-1.0, -2.0]), jnp.array([-2.0, -2.0])
-  assert preference.kto_reference_point(a, b) == 0.5
-  assert preference.kto_reference_point(b, a) == 0.0
+  a, b = jnp.array([-1.0, -2.0, jnp.nan]), jnp.array([-2.0, -2.0, jnp.nan])
+  weights = jnp.array([0.25, 0.25, 0.0])
+  assert preference.kto_reference_point(a, b, weights) == 0.5
+  assert preference.kto_reference_point(b, a, weights) == 0.0
+  assert preference.kto_reference_point(a, b, 0.0 * weights) == 0.0
 
 
 @pytest.mark.parametrize("hard", [True, False])
@@ -204,13 +232,12 @@ def test_process_rewards_match_the_paper(hard):
   )
 
 
-def test_completion_logprobs_sum_or_average_their_tokens():
+def test_completion_logprobs_sum_their_tokens():
   mask = jnp.array([[True, True, False], [False, False, False]])
   logprobs = jnp.where(mask, -1.5, jnp.nan)
-  total = preference.completion_logprobs(logprobs, mask)
-  mean = preference.completion_logprobs(logprobs, mask, average=True)
-  np.testing.assert_array_equal(total, [-3.0, 0.0])
-  np.testing.assert_array_equal(mean, [-1.5, 0.0])
+  np.testing.assert_array_equal(
+    preference.completion_logprobs(logprobs, mask), [-3.0, 0.0]
+  )
 
 
 def test_pairs_are_the_same_on_eight_devices():
@@ -242,3 +269,33 @@ def test_impossible_coefficients_are_refused():
     preference.kto_loss(x, x, label, jnp.float32(0), x, beta=-1.0)
   with pytest.raises(ValueError, match="label_smoothing="):
     preference.dpo_loss(x, x, x, x, x, label_smoothing=0.5)
+
+
+def test_every_row_takes_its_data_by_name_and_has_defaults():
+  data = {
+    "chosen_logprobs", "rejected_logprobs", "ref_chosen_logprobs",
+    "ref_rejected_logprobs", "chosen_lengths", "rejected_lengths", "weights",
+    "logprobs", "ref_logprobs", "desirable", "reference_point",
+  }  # fmt: skip
+  for name, row in preference.PREFERENCES.items():
+    for p in inspect.signature(row).parameters.values():
+      if p.kind is p.KEYWORD_ONLY:
+        assert p.default is not p.empty, name
+      else:
+        assert p.name in data, name
+
+
+def test_simpo_does_not_see_the_length_of_completions_alike_per_token():
+  weights, lengths = jnp.ones(2) / 2, jnp.array([3, 5])
+  per_token = jnp.array([-0.5, -1.0]), jnp.array([-0.7, -0.8])
+
+  def loss(factor):
+    chosen, rejected = (x * lengths * factor for x in per_token)
+    return preference.simpo_loss(
+      chosen, rejected, factor * lengths, factor * lengths, weights
+    )[0]
+
+  np.testing.assert_allclose(loss(1), loss(4), rtol=1e-6)
+  with pytest.raises(ValueError, match="margin="):
+    x = jnp.zeros(2)
+    preference.simpo_loss(x, x, lengths, lengths, weights, margin=-1.0)

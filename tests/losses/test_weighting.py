@@ -23,6 +23,10 @@ def test_weights_match_loops_over_rows(seed):
     "sequence_mean": [row / max(row.sum(), 1) / len(used) for row in rows],
     "token_mean": [row / tokens for row in rows],
     "constant_length": [row / (11 * len(used)) for row in rows],
+    "prompt_mean": [
+      group / max(group.sum(), 1) / sum(other.any() for other in mask)
+      for group in mask
+    ],
   }
   for name, weigh in weighting.WEIGHTINGS.items():
     args = (11,) if name == "constant_length" else ()
@@ -37,6 +41,13 @@ def test_means_sum_to_one():
   mask = jnp.asarray(_random_mask(0))
   assert jnp.sum(weighting.sequence_mean(mask)) == pytest.approx(1.0, rel=1e-6)
   assert jnp.sum(weighting.token_mean(mask)) == pytest.approx(1.0, rel=1e-6)
+  assert jnp.sum(weighting.prompt_mean(mask)) == pytest.approx(1.0, rel=1e-6)
+
+
+def test_a_prompt_without_tokens_leaves_the_denominator_of_prompts():
+  mask = jnp.ones((3, 2, 2), bool).at[1].set(False).at[2, 1].set(False)
+  weights = weighting.prompt_mean(mask)
+  np.testing.assert_array_equal(jnp.sum(weights, axis=(1, 2)), [0.5, 0.0, 0.5])
 
 
 def test_an_empty_mask_weighs_nothing():
@@ -45,6 +56,7 @@ def test_an_empty_mask_weighs_nothing():
     weighting.sequence_mean(mask),
     weighting.token_mean(mask),
     weighting.constant_length(mask, 5),
+    weighting.prompt_mean(mask[None])[0],
   ):
     np.testing.assert_array_equal(weights, 0.0)
 
@@ -83,6 +95,7 @@ def test_weights_are_the_same_on_eight_devices():
     weighting.sequence_mean,
     weighting.token_mean,
     lambda m: weighting.constant_length(m, 9),
+    weighting.prompt_mean,
     weighting.positions,
   ]
   expected = [weigh(mask) for weigh in weightings]

@@ -140,7 +140,7 @@ def test_a_saved_model_scores_pairs_as_the_run_said(trained):
   problems, texts = [p.problem for p in pairs], [p.chosen for p in pairs]
   with jax.set_mesh(helpers.make_mesh()):
     scores = combine.score(section, problems, texts)
-  np.testing.assert_allclose(scores.rewards, chosen, rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(scores.total, chosen, rtol=1e-4, atol=1e-4)
 
 
 def test_the_reliability_table_is_written_and_counts_every_pair(trained):
@@ -269,9 +269,9 @@ class TestLosses:
 @pytest.mark.parametrize(
   ("changes", "says"),
   [
-    (dict(kind="dpo"), "must be one of bradley_terry, pointwise, process"),
+    (dict(kind="dpo"), "must be one of 'bradley_terry', 'pointwise'"),
     (dict(loss=dict(beta=1.0)), "no field 'beta'"),
-    (dict(normalize=dict(reference="all")), "both or chosen"),
+    (dict(normalize=dict(reference="all")), "must be one of 'both', 'chosen'"),
     (
       dict(kind="process", reading=dict(reads="answer")),
       "reads the completion",

@@ -1,0 +1,50 @@
+"""Sections that the configs of several stages have, and what they may hold."""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from grpo_jax import schema
+from grpo_jax.data import datasets
+from grpo_jax.models import lora
+from grpo_jax.rewards import combine
+from grpo_jax.sampling import decode
+from grpo_jax.train import optimizer
+
+
+def _any_dataset(*, split: str) -> None:
+  """What every dataset is asked for.
+
+  Args:
+    split: "train" or "test".
+  """
+
+
+def _how_computed(*, dtype: str, remat: str, head_chunk: int) -> None:
+  """How a model that is read from a directory is computed.
+
+  Args:
+    dtype: of activations and of weights in use: "float32" or "bfloat16".
+    remat: what the backward pass recomputes: "none", "dots" for all but the
+      products of matrices, "full".
+    head_chunk: tokens of a device whose vocabulary logits exist at one time.
+  """
+
+
+DATA = schema.Kind(datasets.DATASETS, by="name", shared=_any_dataset)
+SAMPLING = schema.Options(decode.SamplingParams)
+OPTIMIZER = schema.Options(optimizer.make_optimizer)
+LORA = schema.Options(lora.LoraConfig)
+MODEL = schema.Options(_how_computed, partial=True)
+
+
+def evaluation(config: Callable[[], ConfigDict]) -> schema.Fields:
+  """What `evaluate` of a stage that trains may hold.
+
+  Args:
+    config: builds the stage's config.
+  """
+  return schema.Fields(
+    lambda: config().evaluate,
+    {"data": DATA, "sampling": SAMPLING, "rewards": combine.SCHEMA},
+  )
