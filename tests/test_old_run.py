@@ -113,12 +113,9 @@ def test_a_field_that_it_lacks_has_its_default(old, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(old, workdir)
   config = directory.read_config(workdir)
-  defaults = claim.defaults()
-  changed = config | {"new": {"kind": "none"}}
-  with pytest.raises(ValueError, match=r"config\.new is '\(absent\)'"):
-    directory.claim(workdir, changed, defaults=defaults)
-  defaults = defaults | {"rl": defaults["rl"] | {"new": {"kind": "none"}}}
-  directory.claim(workdir, changed, defaults=defaults)
-  changed["new"] = {"kind": "another"}
-  with pytest.raises(ValueError, match=r"new\.kind is 'none' and not 'anoth"):
-    directory.claim(workdir, changed, defaults=defaults)
+  assert "correction" not in config
+  changed = config | {"correction": {"kind": "none"}}
+  directory.claim(workdir, changed, complete=claim.complete)
+  changed["correction"] = {"kind": "keep_band"}
+  with pytest.raises(ValueError, match=r"correction\.kind is .none. and"):
+    directory.claim(workdir, changed, complete=claim.complete)

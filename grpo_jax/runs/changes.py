@@ -40,39 +40,24 @@ def upgrade(config: Any) -> Any:
 
 
 def differences(
-  old: Mapping[str, Any],
-  new: Mapping[str, Any],
-  defaults: Mapping[str, Mapping[str, Any]] | None = None,
+  old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-  """Returns the fields that differ, by name: the old value and the new one.
-
-  Args:
-    old: of an earlier version, perhaps: a field that it lacks has its default.
-    new: of today.
-    defaults: by stage, the fields of its config that have a default. They hold
-      for every section that has a `stage`.
-  """
+  """Returns the fields that differ, by name: the old value and the new one."""
   found: dict[str, tuple[Any, Any]] = {}
 
-  def compare(name: str, old: Any, new: Any, default: Any) -> None:
+  def compare(name: str, old: Any, new: Any) -> None:
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
       if old != new:
         found[name] = old, new
       return
-    if "stage" in new:
-      default = (defaults or {}).get(new["stage"], {})
-    if not isinstance(default, Mapping):
-      default = {}
     for field in sorted(set(old) | set(new)):
-      usual = default.get(field, ABSENT)
       compare(
         f"{name}.{field}" if name else field,
-        old.get(field, usual),
+        old.get(field, ABSENT),
         new.get(field, ABSENT),
-        usual,
       )
 
-  compare("", old, new, {})
+  compare("", old, new)
   return found
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,12 +26,15 @@ CONFIG, CHANGES = "config.json", "changes.jsonl"
 CHECKPOINTS = "checkpoints"
 MODEL, LORA = "model.json", "lora.json"
 
+# A config with the defaults of all that it lacks.
+Complete = Callable[[dict[str, Any]], dict[str, Any]]
+
 
 def claim(
   workdir: str | os.PathLike,
   config: dict[str, Any],
   *,
-  defaults: Mapping[str, Mapping[str, Any]] | None = None,
+  complete: Complete = lambda config: config,
 ) -> None:
   """Makes the directory this run's own, or finds that it already is.
 
@@ -42,7 +45,8 @@ def claim(
   Args:
     workdir: the run's directory.
     config: its config, a tree of JSON.
-    defaults: by stage, the fields that a config of an earlier version may lack.
+    complete: fills in what a config leaves to its defaults, for one of an
+      earlier version lacks what is new since.
 
   Raises:
     ValueError: it holds a run of another config, or files of something else; or
@@ -53,7 +57,7 @@ def claim(
   text = _text(config)
   if path.exists():
     # As it would be read: tuples are lists.
-    _come_back(workdir, json.loads(text), defaults)
+    _come_back(workdir, json.loads(text), complete)
     return
   if workdir.is_dir() and any(workdir.iterdir()):
     raise ValueError(
@@ -119,11 +123,11 @@ def write_text(path: pathlib.Path, text: str) -> None:
 def _come_back(
   workdir: pathlib.Path,
   config: dict[str, Any],
-  defaults: Mapping[str, Mapping[str, Any]] | None,
+  complete: Complete,
 ) -> None:
   """Finds that the directory is the run's, and notes what of it changed."""
   old, new = read_config(workdir), changes.upgrade(config)
-  found = changes.differences(old, new, defaults)
+  found = changes.differences(complete(old), complete(new))
   for name, (before, now) in found.items():
     if name not in changes.MUTABLE:
       raise ValueError(

@@ -40,7 +40,7 @@ def fork(
   workdir: str | os.PathLike,
   config: dict[str, Any],
   *,
-  defaults: Mapping[str, Mapping[str, Any]] | None = None,
+  complete: directory.Complete = lambda config: config,
 ) -> None:
   """Makes the directory of a run that goes on from another's checkpoint.
 
@@ -54,7 +54,7 @@ def fork(
     workdir: of the fork.
     config: of the fork, a tree of JSON: any field may differ that leaves the
       tree of parameters as it is.
-    defaults: as `directory.claim`.
+    complete: as `directory.claim`.
 
   Raises:
     FileNotFoundError: `parent` holds no checkpoint.
@@ -78,7 +78,7 @@ def fork(
     )
   config = json.loads(json.dumps(config))
   old = directory.read_config(parent)
-  found = changes.differences(old, changes.upgrade(config), defaults)
+  found = changes.differences(complete(old), complete(changes.upgrade(config)))
   _check(found, parent)
   content = (parent / directory.CONFIG).read_bytes()
   origin = {

@@ -6,6 +6,7 @@ import pathlib
 import processes
 import pytest
 
+from grpo_jax import configs
 from grpo_jax.runs import changes, directory
 from grpo_jax.runs import log as run_log
 from grpo_jax.stages import claim
@@ -122,46 +123,28 @@ class TestTotalSteps:
       directory.claim(workdir, changed(total_steps=3))
 
 
+def _plain(config):
+  return json.loads(json.dumps(config))
+
+
 class TestEarlierVersions:
   """A config may lack what is new since, and name what stands elsewhere now."""
 
   def test_a_missing_field_has_its_default(self):
-    defaults = {"rl": {"seed": 0, "evaluate": {"num_problems": 0}}}
-    old = changed()
-    del old["seed"], old["evaluate"]["num_problems"]
-    assert not changes.differences(old, CONFIG, defaults)
-    assert changes.differences(old, changed(seed=2), defaults) == {
-      "seed": (0, 2)
-    }
-    assert set(changes.differences(old, CONFIG)) == {
-      "seed",
-      "evaluate.num_problems",
-    }
-
-  def test_a_section_of_another_stage_has_its_own_defaults(self):
-    defaults = {"rl": {"log_every": 1}, "pretrain": {"log_every": 25}}
-    inner = {"stage": "pretrain", "seed": 0}
-    old, new = (
-      {"stage": "rl", "pretrain": inner | more}
-      for more in ({}, {"log_every": 25})
-    )
-    assert not changes.differences(old, new, defaults)
-    new["pretrain"]["log_every"] = 1
-    assert changes.differences(old, new, defaults) == {
-      "pretrain.log_every": (25, 1)
-    }
+    config = configs.rl().to_dict()
+    old = json.loads(json.dumps(config))
+    del old["seed"], old["evaluate"]["num_problems"], old["correction"]
+    old["loss"]["clip_low"] = 0.2
+    old, new = claim.complete(old), claim.complete(config)
+    assert not changes.differences(json.loads(json.dumps(old)), _plain(new))
+    new["seed"] = 2
+    assert changes.differences(old, new).keys() == {"seed"}
 
   def test_what_is_not_among_the_rewards_is_not_wanted(self):
-    """The defaults of sections with names of one's own do not count."""
-    rl = claim.defaults()["rl"]
-    assert "rewards" not in rl and "rewards" not in rl["evaluate"]
-    old, new = (
-      {"stage": "rl", "rewards": {"accuracy": 1.0} | more}
-      for more in ({}, {"format": 1.0})
-    )
-    assert set(changes.differences(old, new, claim.defaults())) == {
-      "rewards.format"
-    }
+    old, new = configs.rl().to_dict(), configs.rl().to_dict()
+    del old["rewards"]["format"]
+    found = changes.differences(claim.complete(old), claim.complete(new))
+    assert found.keys() == {"rewards.format"}
 
   @pytest.mark.parametrize("old, new", changes.MOVED.items())
   def test_a_function_that_moved_is_the_same_function(self, old, new, tmp_path):
