@@ -9,7 +9,7 @@ base mostly guesses; trained, it tries pairs and checks each before it answers.
 Held-out pass@1, base and trained, on two CPU cores from nothing: seed 0 38.9 %
 and 98.7 % in 3 min 31 s, seed 1 35.9 % and 99.9 % in 4 min 9 s, seed 2 37.8 %
 and 100.0 % in 2 min 53 s. GSM8K: 1.6 % and 0.4 %, well formed 42.6 % and 100 %.
-The README says more.
+docs/results.md says more.
 
   experiments/r1_zero.py:smoke        two steps, to see that everything runs
   experiments/r1_zero.py:gsm8k        the real GSM8K, on a small base of its own
