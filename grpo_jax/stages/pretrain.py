@@ -21,6 +21,7 @@ from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.runs import directory, progress
+from grpo_jax.stages import describe as describe_lib
 from grpo_jax.stages import sections
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train.update import make_update
@@ -148,3 +149,11 @@ def check(config: ConfigDict) -> None:
     raise ValueError(
       f"config.batch.num_rows={rows} must divide by num_microbatches={pieces}."
     )
+
+
+def describe(config: ConfigDict) -> list[str]:
+  """Returns lines on what the run would take."""
+  _, lines = describe_lib.training(describe_lib.pretrained(config))
+  tokens = config.batch.num_rows * config.batch.row_length
+  lines.append(f"tokens of a step: {tokens:,}; steps: {config.total_steps:,}")
+  return lines

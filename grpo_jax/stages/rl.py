@@ -33,7 +33,7 @@ from grpo_jax.train import loop
 from grpo_jax.train.update import make_update
 from grpo_jax.types import Experience, PromptBatch, Rollout
 
-SCHEMA, check = rl_setup.SCHEMA, rl_setup.check
+SCHEMA, check, describe = rl_setup.SCHEMA, rl_setup.check, rl_setup.describe
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> bool:

@@ -23,6 +23,7 @@ from grpo_jax.rl import dynamic_sampling, value_model
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
+from grpo_jax.stages import describe as describe_lib
 from grpo_jax.stages import evaluate, pretrain, sections
 from grpo_jax.train import checkpoint, optimizer
 from grpo_jax.train import state as state_lib
@@ -406,3 +407,29 @@ def check_value(config: ConfigDict) -> None:
       raise ValueError(f"config.advantages.{name}={number} must be in [0, 1].")
   if config.value.source:
     source_lib.require_source(config.value.source, "value.source")
+
+
+def describe(config: ConfigDict) -> list[str]:
+  """Returns lines on what the run would take."""
+  cfg = describe_lib.read_model(config)
+  settings = lora.LoraConfig(**config.lora)
+  _, lines = describe_lib.training(cfg, settings)
+  if not settings.rank and (
+    config.loss.get("kl_coef") or config.advantages.get("kl_coef")
+  ):
+    lines.append(describe_lib.reference(cfg))
+  if config.value is not None:
+    lines.append(describe_lib.value_model(cfg))
+  asked, slots = config.prompts.num_prompts, config.prompts.prompt_slots
+  length = max(
+    sampling_at(config, step).max_new_tokens for step in (0, *config.schedule)
+  )
+  drawn = asked * config.sampling.group_size
+  lines.append(describe_lib.cache(cfg, asked, slots, drawn, length))
+  lines.append(
+    f"tokens of a step: {asked:,} prompts of up to {slots:,}, and {drawn:,}"
+    f" completions of up to {length:,}: {asked * slots + drawn * length:,} at"
+    f" most; updates: {config.batching.num_minibatches:,}; steps:"
+    f" {config.total_steps:,}"
+  )
+  return lines

@@ -19,6 +19,7 @@ from grpo_jax.models.params import Params
 from grpo_jax.runs import directory, progress, report
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
+from grpo_jax.stages import describe as describe_lib
 from grpo_jax.stages import evaluate, pretrain, sections
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train.update import make_update
@@ -191,3 +192,12 @@ def check(config: ConfigDict) -> None:
     raise ValueError(
       f"config.batch.num_rows={rows} must divide by num_microbatches={pieces}."
     )
+
+
+def describe(config: ConfigDict) -> list[str]:
+  """Returns lines on what the run would take."""
+  cfg = describe_lib.read_model(config)
+  _, lines = describe_lib.training(cfg, lora.LoraConfig(**config.lora))
+  tokens = config.batch.num_rows * config.batch.row_length
+  lines.append(f"tokens of a step: {tokens:,}, padding included")
+  return lines
