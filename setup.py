@@ -1,14 +1,21 @@
 """Packaging of grpo_jax; tool settings live in pyproject.toml."""
 
 import pathlib
+import re
 
 import setuptools
 
 _HERE = pathlib.Path(__file__).parent
+# Read and not imported: the package needs what is only about to be installed.
+_VERSION = re.search(
+  r'^__version__ = "(.+)"$',
+  (_HERE / "grpo_jax/__init__.py").read_text(encoding="utf-8"),
+  re.MULTILINE,
+)[1]
 
 setuptools.setup(
   name="grpo_jax",
-  version="0.1.0",
+  version=_VERSION,
   description="DeepSeek-R1's reinforcement learning recipe in pure JAX.",
   long_description=(_HERE / "README.md").read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
@@ -60,10 +67,12 @@ setuptools.setup(
       "pytest-xdist>=3.6,<4",  # Compiling takes one core; tests run on all.
       "beartype>=0.20,<0.24",
       "ruff>=0.12,<0.18",
+      # Types: wheels of one binary, three seconds for the whole package.
+      "pyrefly>=1.5,<1.6",
       "equinox>=0.13,<0.15",
       # What checkpoints and tokenizers are compared with, on a CPU. PyPI's
-      # torch for Linux brings gigabytes of CUDA: the README says how to install
-      # the small build first, which these bounds accept.
+      # torch for Linux brings gigabytes of CUDA: CONTRIBUTING.md says how to
+      # install the small build first, which these bounds accept.
       "torch>=2.6,<2.14",
       "transformers>=5.23,<6",
       "httpx>=0.27,<0.29",

@@ -8,7 +8,6 @@ those of other systems at the same sizes. Prints one JSON line.
 """
 
 import argparse
-import functools
 import json
 import resource
 import statistics
@@ -19,18 +18,15 @@ _START = time.time()
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+from jax.sharding import Mesh  # noqa: E402
 
 from grpo_jax import sharding, types  # noqa: E402
-from grpo_jax.losses import policy  # noqa: E402
 from grpo_jax.models import config, params  # noqa: E402
-from grpo_jax.rewards import combine  # noqa: E402
-from grpo_jax.rl import experience  # noqa: E402
+from grpo_jax.rl import experience, programs  # noqa: E402
 from grpo_jax.runs import process  # noqa: E402
-from grpo_jax.sampling import decode  # noqa: E402
-from grpo_jax.stages import rl  # noqa: E402
+from grpo_jax.sampling import decode, generate  # noqa: E402
 from grpo_jax.train import optimizer  # noqa: E402
 from grpo_jax.train import state as state_lib  # noqa: E402
-from grpo_jax.train.update import make_update  # noqa: E402
 
 SIZES = dict(
   layers=4,
@@ -46,6 +42,12 @@ SIZES = dict(
   gen_len=128,
   steps=6,
 )
+
+
+class _Endless:
+  """As much of a tokenizer as drawing asks for: no token ends a completion."""
+
+  eos_ids = (-1,)
 
 
 def main() -> None:
@@ -67,22 +69,20 @@ def main() -> None:
     d_ff=args.ffn,
   )
   mesh = sharding.make_mesh()
-  jax.set_mesh(mesh)
+  with jax.set_mesh(mesh):
+    time_steps(args, cfg, mesh)
+
+
+def time_steps(
+  args: argparse.Namespace, cfg: config.ModelConfig, mesh: Mesh
+) -> None:
+  """Times the steps on a mesh that is in force."""
   reference = params.init_params(
     jax.random.key(0), params.param_specs(cfg), mesh
   )
   tx, _ = optimizer.make_optimizer(args.steps, learning_rate=1e-6)
   train = state_lib.init_state(jax.tree.map(jnp.copy, reference), tx)
-  score = experience.make_score(cfg, 1.0, 1)
-  update = make_update(
-    functools.partial(
-      rl.loss_fn,
-      cfg=cfg,
-      temperature=1.0,
-      policy_loss=functools.partial(policy.grpo_loss, kl_coef=0.04),
-    ),
-    tx,
-  )
+  score, update = programs.make_programs(cfg, tx, loss=dict(kl_coef=0.04))
   sampling = decode.SamplingParams(
     group_size=args.group,
     max_new_tokens=args.gen_len,
@@ -90,34 +90,38 @@ def main() -> None:
   )
   rng = np.random.default_rng(0)
   shape = args.prompts, args.prompt_len
-  axes = sharding.split_rows(mesh, args.prompts, args.group)
+  problem = types.Problem("even?", "", "any", "")
   seconds = {name: [] for name in ("sample", "score", "update", "step")}
   for step in range(args.steps + 1):
     tokens = rng.integers(3, args.vocab, shape).astype(np.int32)
     prompts = types.PromptBatch(tokens, np.ones(shape, bool))
     times = [time.perf_counter()]
-    rollout = sharding.to_host(
-      decode.sample(
-        train.params,
-        cfg,
-        sharding.place(mesh, prompts, axes[:1]),
-        jax.random.key(step),
-        sampling=sampling,
-        eos_ids=(-1,),
-      )
-    )
+    policy = generate.Policy(train.params, cfg, _Endless(), mesh)
+    rollout = generate.draw(policy, prompts, jax.random.key(step), sampling)
     times.append(time.perf_counter())
     rewards = np.mean(rollout.tokens % 2 == 0, axis=-1).ravel()
     valid = np.ones(rewards.shape, bool)
-    scores = combine.Scores(rewards.astype(np.float32), valid, {})
+    earned = types.Rewards(rewards.astype(np.float32), valid, {})
     placed = experience.place(rollout, mesh)
     given = placed.prompts, placed.tokens, placed.completion_mask
     old, ref = (
-      sharding.to_host(score(tree, *given).logprobs)
+      sharding.to_host(score(tree, *given))
       for tree in (train.params, reference)
     )
     times.append(time.perf_counter())
-    data = experience.make_experience(rollout, scores, old, ref)
+    completions = types.Completions(
+      [problem] * len(rewards),
+      [""] * len(rewards),
+      rollout.completion_mask.sum(axis=-1).ravel(),
+      rollout.truncated.ravel(),
+      args.group,
+      earned,
+      rollout,
+    )
+    data = experience.make_experience(
+      completions,
+      experience.Scored(old.logprobs, old.entropy, ref.logprobs),
+    )
     for part in experience.minibatches(data, 1, "sequence_mean", args.gen_len):
       train, _ = update(train, experience.place(part, mesh))
     jax.block_until_ready(train)

@@ -23,8 +23,9 @@ import ml_dtypes
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from grpo_jax.models import hf, hf_config
+from grpo_jax.models import hf
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.models.hf import config as hf_config
 
 LIMIT = 1.4
 

@@ -35,10 +35,10 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from grpo_jax import configs, sharding
-from grpo_jax.models import lora, params, presets
+from grpo_jax.models import params, presets
 from grpo_jax.models.config import ModelConfig
+from grpo_jax.rl import programs as rl_programs
 from grpo_jax.sampling import decode
-from grpo_jax.stages import rl, rl_setup
 from grpo_jax.train import optimizer
 from grpo_jax.train import state as state_lib
 from grpo_jax.types import Experience, PromptBatch
@@ -65,13 +65,13 @@ def main() -> None:
     platform="tpu", topology_name=args.topology
   ).devices
   mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
-  jax.set_mesh(mesh)
   cfg = dataclasses.replace(presets.PRESETS[args.model], **config.model)
   shape = {axis: size for axis, size in mesh.shape.items() if size > 1}
   print(f"{args.model} on {mesh.size} x {devices[0].device_kind}, mesh {shape}")
   print("GiB per chip   arguments   updated in place    peak   seconds")
-  for name, lowered in programs(config, cfg, mesh):
-    print(f"{name:<12}{needs(lowered)}", flush=True)
+  with jax.set_mesh(mesh):
+    for name, lowered in programs(config, cfg, mesh):
+      print(f"{name:<12}{needs(lowered)}", flush=True)
 
 
 def needs(lowered: jax.stages.Lowered) -> str:
@@ -117,24 +117,21 @@ def programs(
 ) -> Iterator[tuple[str, jax.stages.Lowered]]:
   """Yields the sampler, the scorer and the update, lowered for the mesh."""
   weights = params.abstract_params(params.param_specs(cfg), mesh)
-  tx, learning_rate = optimizer.make_optimizer(
+  tx, _ = optimizer.make_optimizer(
     config.total_steps * config.batching.num_minibatches, **config.optimizer
   )
-  setup = rl_setup.Setup(
-    mesh=mesh,
-    cfg=cfg,
-    tok=None,
-    curriculum=None,
-    questions=None,
-    trainable=lora.trainable(cfg, weights, lora.LoraConfig()),
-    tx=tx,
-    learning_rate=learning_rate,
-    value=None,
-    checkpointer=None,
-    first_step=None,
+  sampling = decode.SamplingParams(**config.sampling)
+  batching = config.batching
+  score, update = rl_programs.make_programs(
+    cfg,
+    tx,
+    temperature=sampling.temperature,
+    objective=config.objective,
+    loss=config.loss,
+    num_minibatches=batching.num_minibatches,
+    num_microbatches=batching.num_microbatches,
+    router_bias_rate=config.router_bias_rate,
   )
-  sampling = rl_setup.sampling_at(config, 0)
-  score, update = rl.make_programs(config, setup, sampling.temperature)
   size, group = config.prompts.num_prompts, sampling.group_size
   rollout = completions(config, mesh, size, group)
   key = jax.eval_shape(lambda: jax.random.key(0))
@@ -145,7 +142,7 @@ def programs(
       weights, cfg, rollout.prompts, key, sampling=sampling, eos_ids=(0,)
     ),
   )
-  pieces = rl_setup.num_pieces(config)
+  pieces = batching.num_minibatches * batching.num_microbatches
   rows = completions(config, mesh, size, group, pieces)
   yield (
     "score",

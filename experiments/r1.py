@@ -24,7 +24,8 @@ able; RL with the language term is both. At temperature 1, at which RL draws,
 thoughts are to 0.97 in English at its end, and without the term to 0.85. The
 second stage wins most comparisons of small talk and keeps the sums. A student
 of 0.12 M parameters learns more from the kept samples, in 6 seconds, than from
-RL alone in a minute. Seeds 1 and 2 tell the same: README.md.
+RL alone in a minute. Seeds 1 and 2 tell the same:
+docs/results.md.
 
   experiments/r1.py:smoke    a few steps of each stage, to see that all run
   experiments/r1.py:seed=1   another seed throughout

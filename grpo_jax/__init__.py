@@ -1,1 +1,3 @@
 """DeepSeek-R1's reinforcement learning recipe in pure JAX."""
+
+__version__ = "0.2.0"

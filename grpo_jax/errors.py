@@ -3,7 +3,7 @@
 import difflib
 import os
 import pathlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 
@@ -16,6 +16,27 @@ class Section(Protocol):
 
   def items(self) -> Any:
     """The names with their values."""
+
+  def values(self) -> Any:
+    """The values."""
+
+  def get(self, key: Any, default: Any = None, /) -> Any:
+    """A value, or the default where there is none."""
+
+  def __getitem__(self, key: Any, /) -> Any:
+    """A value."""
+
+  def __contains__(self, key: Any, /) -> bool:
+    """Whether there is such a field."""
+    ...
+
+  def __iter__(self) -> Iterator[Any]:
+    """The names."""
+    ...
+
+  def __len__(self) -> int:
+    """How many there are."""
+    ...
 
 
 class ConfigError(ValueError):

@@ -23,6 +23,11 @@ _WORKDIR = flags.DEFINE_string(
   None,
   "Directory of the run; by default runs/ and the experiment's name.",
 )
+_FORK = flags.DEFINE_string(
+  "fork",
+  None,
+  "RUN@STEP: go on from another run's checkpoint; RUN: its newest.",
+)
 _FIELDS = flags.DEFINE_bool(
   "fields", False, "Lists the fields of the config, and runs nothing."
 )
@@ -63,7 +68,7 @@ def main(argv: list[str]) -> None:
 def _run(fields: list[str]) -> None:
   config = configs.load(_CONFIG.value)
   name = configs.stage_of(config, fields)
-  errors.check_choice("config.stage", name, stages.STAGES)
+  errors.check_choice("config.stage", name, stages.NAMES)
   from grpo_jax.runs import process
 
   process.keep_freed_memory()
@@ -80,6 +85,10 @@ def _run(fields: list[str]) -> None:
     print("All checks passed; nothing was run.")
   else:
     workdir = pathlib.Path(_WORKDIR.value or default_workdir(_CONFIG.value))
+    if _FORK.value:
+      from grpo_jax.stages import claim
+
+      claim.fork(_FORK.value, config, workdir)
     stage.run(config, workdir)
 
 

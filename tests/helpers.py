@@ -11,9 +11,10 @@ import numpy as np
 from flax import traverse_util
 
 from grpo_jax import sharding
+from grpo_jax.models import lora
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig, RopeScaling
-from grpo_jax.types import PromptBatch
+from grpo_jax.types import Completions, Problem, PromptBatch, Rewards, Rollout
 
 EIGHT = dict(data=2, fsdp=2, tensor=2)
 
@@ -128,6 +129,22 @@ def make_params(cfg: ModelConfig, mesh=None, seed: int = 0):
   return jax.device_put(tree, params_lib.shardings(specs, mesh))
 
 
+def make_adapters(
+  cfg: ModelConfig, settings: lora.LoraConfig, mesh=None, up=0.25
+):
+  """Random adapters, the same on any mesh; `up` says how large."""
+  specs = lora.adapter_specs(cfg, settings)
+  flat = {}
+  for path, spec in traverse_util.flatten_dict(specs).items():
+    rng = np.random.default_rng(zlib.crc32("/".join(path).encode()))
+    size = up if path[-1] == "up" else 0.25
+    flat[path] = size * rng.standard_normal(spec.shape, np.float32)
+  tree = traverse_util.unflatten_dict(flat)
+  if mesh is None:
+    return jax.tree.map(jax.numpy.asarray, tree)
+  return jax.device_put(tree, params_lib.shardings(specs, mesh))
+
+
 def make_prompts(lengths, slots: int, vocab_size: int = 32, seed: int = 0):
   """Random prompts of the given lengths, padded on the left: a PromptBatch.
 
@@ -152,6 +169,20 @@ def make_completions(lengths, slots: int, vocab_size: int = 32, seed: int = 0):
     0, vocab_size, (*lengths.shape, slots), dtype=np.int32
   )
   return tokens, np.arange(slots) < lengths[..., None]
+
+
+def earning(rollout: Rollout, rewards: Rewards) -> Completions:
+  """Completions of a rollout, without text, that earned these rewards."""
+  rows = rollout.completion_mask.shape[0] * rollout.completion_mask.shape[1]
+  return Completions(
+    [Problem("q", "a", "pair_sum", "q")] * rows,
+    [""] * rows,
+    rollout.completion_mask.sum(axis=-1).ravel(),
+    np.asarray(rollout.truncated).ravel(),
+    rollout.completion_mask.shape[1],
+    rewards,
+    rollout,
+  )
 
 
 def assert_trees_close(actual, expected, rtol=1e-5, atol=1e-6):

@@ -29,7 +29,7 @@ def all_choices(stage):
 
 @pytest.mark.parametrize(
   "stage, choice",
-  [choice for stage in stages.STAGES for choice in all_choices(stage)],
+  [choice for stage in stages.NAMES for choice in all_choices(stage)],
 )
 def test_every_name_of_every_table_can_be_chosen_with_its_options(
   stage, choice
@@ -70,7 +70,7 @@ def test_the_config_of_every_experiment_fits_its_schema(path):
     schema.check(stages.load(step.stage).SCHEMA, step, f"config.steps.{name}")
 
 
-@pytest.mark.parametrize("stage", stages.STAGES)
+@pytest.mark.parametrize("stage", stages.NAMES)
 def test_the_table_of_fields_has_every_field_of_a_stage(stage):
   rows = configs.fields.table(stages.load(stage).SCHEMA)
   paths = [row.path for row in rows]

@@ -10,14 +10,12 @@ import pytest
 
 from grpo_jax import sharding
 from grpo_jax.losses import policy
-from grpo_jax.rewards.combine import Scores
-from grpo_jax.rl import experience
+from grpo_jax.rl import experience, programs
 from grpo_jax.sampling import decode
-from grpo_jax.stages import rl
 from grpo_jax.train import optimizer
 from grpo_jax.train import state as state_lib
 from grpo_jax.train.update import gradients, make_update
-from grpo_jax.types import Experience
+from grpo_jax.types import Experience, Rewards
 
 CFG = helpers.tiny(num_layers=1)
 SAMPLING = decode.SamplingParams(group_size=4, max_new_tokens=12, cache_chunk=6)
@@ -27,7 +25,7 @@ MESHES = {"one": {}, "eight": helpers.EIGHT}
 
 @functools.cache
 def score(num_pieces: int):
-  return experience.make_score(CFG, 1.0, num_pieces)
+  return programs.make_score(CFG, 1.0, num_pieces)
 
 
 def sample(mesh, params, num_prompts: int, step: int = 0):
@@ -49,20 +47,25 @@ def make_experience(mesh, params, rollout, reference=None):
   """Experience in which even tokens are rewarded."""
   placed = experience.place(rollout, mesh)
   given = placed.prompts, placed.tokens, placed.completion_mask
-  old = sharding.to_host(score(1)(params, *given).logprobs)
+  old = sharding.to_host(score(1)(params, *given))
   ref = None
   if reference is not None:
     ref = sharding.to_host(score(1)(reference, *given).logprobs)
   mask = rollout.completion_mask
   even = np.sum((rollout.tokens % 2 == 0) * mask, -1) / mask.sum(-1)
   rewards = even.ravel().astype(np.float32)
-  scores = Scores(rewards, np.ones(rewards.shape, bool), {})
-  return experience.make_experience(rollout, scores, old, ref)
+  scores = Rewards(rewards, np.ones(rewards.shape, bool), {})
+  return experience.make_experience(
+    helpers.earning(rollout, scores),
+    experience.Scored(old.logprobs, old.entropy, ref),
+  )
 
 
 def loss_fn(params, batch, kl_coef=0.1):
   loss = functools.partial(policy.grpo_loss, kl_coef=kl_coef)
-  return rl.loss_fn(params, batch, cfg=CFG, temperature=1.0, policy_loss=loss)
+  return programs.loss_fn(
+    params, batch, cfg=CFG, temperature=1.0, policy_loss=loss
+  )
 
 
 @pytest.mark.parametrize("num_prompts", [1, 2, 4])
@@ -167,7 +170,7 @@ def test_updates_with_experts_agree_and_move_the_router_alike():
     weights=(mask / mask.sum()).astype(np.float32),
   )
   loss = functools.partial(
-    rl.loss_fn,
+    programs.loss_fn,
     cfg=cfg,
     temperature=1.0,
     policy_loss=functools.partial(policy.grpo_loss, kl_coef=0.1),

@@ -56,7 +56,11 @@ FILES = {
   module_name(path): path
   for path in sorted((REPOSITORY / "grpo_jax").rglob("*.py"))
 }
-EXPERIMENTS = sorted((REPOSITORY / "experiments").rglob("*.py"))
+# The method on one page reads no config: it is made of the rooms themselves.
+ONE_PAGE = REPOSITORY / "experiments" / "one_page.py"
+EXPERIMENTS = sorted(
+  set((REPOSITORY / "experiments").rglob("*.py")) - {ONE_PAGE}
+)
 IMPORTS = {name: imports(path, set(FILES)) for name, path in FILES.items()}
 
 

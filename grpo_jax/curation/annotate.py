@@ -15,36 +15,31 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Key
 
 from grpo_jax import errors
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.evaluation import metrics
-from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.params import Params
 from grpo_jax.reward_models import learned
 from grpo_jax.rewards import combine
 from grpo_jax.sampling import decode, generate
-from grpo_jax.types import Problem
+from grpo_jax.types import Completions, Problem
 
 # Records to write, and how often what happened.
 Found = tuple[list[dict[str, Any]], dict[str, int]]
 
 
-class Policy(NamedTuple):
+class Annotator(NamedTuple):
   """A policy and how it is asked.
 
   Attributes:
+    model: its parameters.
     prompts_per_batch: P; also how many beginnings are continued at a time.
     prompt_slots: S of the problems.
     sampling: of completions; K is its group size.
   """
 
-  params: Params
-  cfg: ModelConfig
-  tok: tokenizer.Tokenizer
-  mesh: Mesh
+  model: generate.Policy
   prompts_per_batch: int
   prompt_slots: int
   sampling: decode.SamplingParams
@@ -62,12 +57,12 @@ class Drawn(NamedTuple):
 
   number: int
   prompts: Sequence[Int[np.ndarray, " S"]]
-  completions: generate.Completions
+  completions: Completions
   rewards: Float[np.ndarray, " rows"]
 
 
 def score(
-  rewards: errors.Section, batch: generate.Completions
+  rewards: errors.Section, batch: Completions
 ) -> Float[np.ndarray, " rows"]:
   """What each completion earns; NaN where there is no telling."""
   scores = combine.score(
@@ -77,7 +72,7 @@ def score(
     lengths=batch.lengths,
     truncated=batch.truncated,
   )
-  return np.where(scores.valid, scores.rewards.astype(np.float64), np.nan)
+  return np.where(scores.valid, scores.total.astype(np.float64), np.nan)
 
 
 def labels_of(drawn: Drawn) -> Found:
@@ -142,7 +137,7 @@ def pairs_of(
 def steps_of(
   drawn: Drawn,
   *,
-  policy: Policy,
+  annotator: Annotator,
   rewards: errors.Section,
   key: Key[Array, ""],
   separators: Sequence[str],
@@ -154,7 +149,7 @@ def steps_of(
 
   Args:
     drawn: completions.
-    policy: what continues them.
+    annotator: what continues them.
     rewards: of continued completions; in [0, 1].
     key: of the draws.
     separators: each ends a step; see `learned.step_offsets`.
@@ -170,10 +165,10 @@ def steps_of(
   begun = [
     beginning
     for row in ends
-    for beginning in _beginnings(drawn, row, ends[row], policy.tok)
+    for beginning in _beginnings(drawn, row, ends[row], annotator.model.tok)
   ]
   key = jax.random.fold_in(key, drawn.number)
-  earned = _continued(drawn, begun, policy, rewards, key, continuations)
+  earned = _continued(drawn, begun, annotator, rewards, key, continuations)
   labels: dict[int, list[float | None]] = {row: [] for row in ends}
   for beginning, mean in zip(begun, earned, strict=True):
     labels[beginning.row].append(_label(mean))
@@ -213,27 +208,24 @@ def _beginnings(
 def _continued(
   drawn: Drawn,
   begun: Sequence[_Beginning],
-  policy: Policy,
+  annotator: Annotator,
   rewards: errors.Section,
   key: Key[Array, ""],
   continuations: int,
 ) -> list[float]:
   """The mean of what continuations of each beginning earn; NaN for none."""
-  slots = policy.prompt_slots + policy.sampling.max_new_tokens
+  slots = annotator.prompt_slots + annotator.sampling.max_new_tokens
   # What is no valid text may have more tokens than were drawn.
   fits = [i for i, beginning in enumerate(begun) if len(beginning.ids) <= slots]
   found, place = [math.nan] * len(begun), 0
   for batch in generate.generate(
-    policy.params,
-    policy.cfg,
-    policy.tok,
+    annotator.model,
     [drawn.completions.problems[begun[i].row] for i in fits],
     [begun[i].ids for i in fits],
     key,
-    policy.mesh,
     prompt_slots=slots,
-    prompts_per_batch=policy.prompts_per_batch,
-    sampling=dataclasses.replace(policy.sampling, group_size=continuations),
+    prompts_per_batch=annotator.prompts_per_batch,
+    sampling=dataclasses.replace(annotator.sampling, group_size=continuations),
   ):
     owners = fits[place : place + len(batch.texts) // continuations]
     place += len(owners)
@@ -243,7 +235,7 @@ def _continued(
       for _ in range(continuations)
     ]
     texts = [a + b for a, b in zip(begins, batch.texts, strict=True)]
-    earned = score(rewards, batch._replace(texts=texts))
+    earned = score(rewards, batch.replace(texts=texts))
     for i, row in zip(owners, earned.reshape(len(owners), -1), strict=True):
       found[i] = metrics.mean(row)
   return found

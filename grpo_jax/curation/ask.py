@@ -18,8 +18,8 @@ from grpo_jax.curation import decontamination, worked_examples
 from grpo_jax.data import datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.runs import source as source_lib
-from grpo_jax.sampling import decode, generate
-from grpo_jax.types import Problem
+from grpo_jax.sampling import decode
+from grpo_jax.types import Completions, Problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,10 +163,8 @@ def batch_rows(asked: Asking) -> list[int]:
   return [min(size, count - at) * k for at in range(0, count, size)]
 
 
-def readable(
-  batch: generate.Completions, asked: Asking
-) -> tuple[list[Problem], list[str], np.ndarray, np.ndarray]:
-  """Returns problems, texts, lengths and what is truncated of a batch.
+def readable(batch: Completions, asked: Asking) -> Completions:
+  """Returns a batch as it is read.
 
   A text ends where the next question begins. Thinking that the prompt opened
   is opened by the text instead, which so reads the same under any template.
@@ -185,7 +183,7 @@ def readable(
       problem = problem._replace(prompt=prompt.removesuffix("<think>"))
     problems.append(problem)
     texts.append(text)
-  return problems, texts, batch.lengths, truncated
+  return batch.replace(problems=problems, texts=texts, truncated=truncated)
 
 
 def asked_again(ways: Mapping[str, Asking]) -> set[str]:

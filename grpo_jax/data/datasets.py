@@ -123,7 +123,7 @@ class _Records(Sequence):
       raise IndexError(f"{index=} of {len(self)} records.")
     return self._convert(self._source[index % len(self)])
 
-  def read_all(self) -> list[Problem | Example | str]:
+  def read_all(self) -> Sequence:
     return list(map(self._convert, self._source.__getitems__(range(len(self)))))
 
   def _convert(self, record: Mapping[str, bytes]) -> Problem | Example | str:

@@ -62,10 +62,17 @@ class Mixture:
     return _Mixed(list(loaded.values()), np.asarray(places))
 
   def _counts(self, sizes: Mapping[str, int]) -> dict[str, int]:
-    if all(part.count is not None for part in self.parts.values()):
-      return {name: part.count for name, part in self.parts.items()}
+    counts = {
+      name: part.count
+      for name, part in self.parts.items()
+      if part.count is not None
+    }
+    if len(counts) == len(self.parts):
+      return counts
     weights = {
-      name: fractions.Fraction(part.weight) for name, part in self.parts.items()
+      name: fractions.Fraction(part.weight)
+      for name, part in self.parts.items()
+      if part.weight is not None
     }
     # The part that is used up first says how large the epoch is.
     unit = min(sizes[name] / weight for name, weight in weights.items())

@@ -4,7 +4,7 @@ P prompts, S prompt slots.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -242,7 +242,7 @@ class PromptSource:
     self._problems, self._prompts = ask(
       problems, template, tokenizer, prompt_slots
     )
-    self._order = (
+    self._order: Any = (
       grain.MapDataset.range(len(self._problems)).shuffle(seed).repeat()
     )
     self.num_prompts = num_prompts

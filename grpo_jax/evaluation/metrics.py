@@ -7,15 +7,13 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool
 
 from grpo_jax import types
-from grpo_jax.rewards import combine
 from grpo_jax.rewards import format as reward_format
 
 
 def reward_metrics(
-  scores: combine.Scores, group_size: int, *, tolerance: float = 1e-6
+  scores: types.Rewards, group_size: int, *, tolerance: float = 1e-6
 ) -> dict[str, float]:
   """What B = P * G completions earned, row b in group b // G.
 
@@ -31,7 +29,7 @@ def reward_metrics(
 
   Where nothing is left to average, the mean is NaN.
   """
-  rewards = np.where(scores.valid, scores.rewards.astype(np.float64), np.nan)
+  rewards = np.where(scores.valid, scores.total.astype(np.float64), np.nan)
   metrics = {
     "reward": mean(rewards),
     "frac_reward_invalid": float(np.mean(~scores.valid)),
@@ -49,13 +47,13 @@ def reward_metrics(
 
 
 def source_metrics(
-  scores: combine.Scores, problems: Sequence[types.Problem]
+  scores: types.Rewards, problems: Sequence[types.Problem]
 ) -> dict[str, float]:
   """`reward/<source>`: mean over the valid rows of each source of problems.
 
   Empty where all B rows are of one source.
   """
-  rewards = np.where(scores.valid, scores.rewards.astype(np.float64), np.nan)
+  rewards = np.where(scores.valid, scores.total.astype(np.float64), np.nan)
   sources = np.array([problem.source for problem in problems])
   several = np.unique(sources)
   if len(several) < 2:
@@ -84,22 +82,18 @@ def mean_reflection_words(completions: Sequence[str]) -> float:
   return float(np.mean(words))
 
 
-def completion_metrics(
-  completions: Sequence[str],
-  completion_mask: Bool[types.Array, "P G N"],
-  truncated: Bool[types.Array, "P G"],
-) -> dict[str, float]:
+def completion_metrics(completions: types.Completions) -> dict[str, float]:
   """Lengths in tokens, stop token included, and words of reflection.
 
   `completions/{mean,min,max}_length` and `completions/reflection_words` (the
-  mean number in a completion) are over all P * G completions;
+  mean number in a completion) are over all B completions;
   `completions/clipped_ratio` is the share of those that ran out of room.
   """
-  lengths = np.asarray(completion_mask).sum(axis=-1)
+  lengths = completions.lengths
   return {
     "completions/mean_length": float(lengths.mean()),
     "completions/min_length": float(lengths.min()),
     "completions/max_length": float(lengths.max()),
-    "completions/clipped_ratio": float(np.asarray(truncated).mean()),
-    "completions/reflection_words": mean_reflection_words(completions),
+    "completions/clipped_ratio": float(completions.truncated.mean()),
+    "completions/reflection_words": mean_reflection_words(completions.texts),
   }

@@ -26,13 +26,14 @@ from grpo_jax.data import datasets as datasets_lib
 from grpo_jax.data import text
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.evaluation import results
-from grpo_jax.evaluation.results import Answers, Measured
+from grpo_jax.evaluation.results import Measured
 from grpo_jax.models import scoring
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards import language
 from grpo_jax.runs import source as source_lib
-from grpo_jax.types import TextBatch
+from grpo_jax.sampling.generate import Policy
+from grpo_jax.types import Completions, TextBatch
 
 
 class Setting(NamedTuple):
@@ -46,7 +47,7 @@ class Setting(NamedTuple):
     sections: by name of each dataset, how it is asked.
     questions: makes them of a section, with examples in front of each.
     ask: gives a policy's answers to them.
-    load: gives parameters, model and tokenizer of a source.
+    load: gives the policy of a source.
   """
 
   tok: tokenizer.Tokenizer
@@ -55,14 +56,14 @@ class Setting(NamedTuple):
   seed: int
   sections: Mapping[str, Mapping[str, Any]]
   questions: Callable[..., Any]
-  ask: Callable[[Any, Any], Answers]
-  load: Callable[[str], tuple[Params, ModelConfig, tokenizer.Tokenizer]]
+  ask: Callable[[Any, Any], Completions]
+  load: Callable[[str], Policy]
 
 
 # Of a policy, the answers to the datasets by name, and a function that keeps
 # others under a name.
 Measure = Callable[
-  [Any, Mapping[str, Answers], Callable[[str, Answers], None]],
+  [Any, Mapping[str, Completions], Callable[[str, Completions], None]],
   dict[str, Measured],
 ]
 
@@ -111,15 +112,14 @@ def forgetting(
     loss = functools.partial(
       text_loss,
       documents=documents,
-      mesh=setting.mesh,
       row_length=row_length,
       num_rows=num_rows,
     )
-    after, tokens = loss(*policy[:3])
+    after, tokens = loss(policy)
     mean = functools.partial(results.measure, weights=tokens, seed=setting.seed)
     rows = {"nats per token": mean(after)}
     if base:
-      before, _ = loss(*setting.load(base)[:3])
+      before, _ = loss(setting.load(base))
       rows["nats per token of the base"] = mean(before)
       rows["nats per token, increase"] = mean(after - before)
     return rows
@@ -151,7 +151,7 @@ def languages(setting: Setting, *, datasets: Mapping[str, str]) -> Measure:
         asked.problems, asked.texts, language=wanted
       )
       rows[f"{name}: words of thoughts in {wanted}, share"] = results.measure(
-        asked.by_problem(shares), seed=setting.seed
+        results.by_problem(asked, shares), seed=setting.seed
       )
     return rows
 
@@ -195,14 +195,17 @@ def few_shot(
     few = setting.ask(policy, questions)
     keep("few_shot", few)
     zero, more = (
-      a.by_problem(a.scores.terms["accuracy"]) for a in (answers[dataset], few)
+      results.by_problem(a, a.rewards.terms["accuracy"])
+      for a in (answers[dataset], few)
     )
     mean = functools.partial(results.measure, seed=setting.seed)
     return {
       "pass@1 without examples": mean(zero),
       "pass@1 with examples": mean(more),
       "pass@1, increase": mean(more - zero),
-      "length with examples, tokens": mean(few.by_problem(few.lengths)),
+      "length with examples, tokens": mean(
+        results.by_problem(few, few.lengths)
+      ),
     }
 
   return measure
@@ -224,14 +227,7 @@ def _known(setting: Setting, probe: str, name: str) -> None:
 
 
 def text_loss(
-  params: Params,
-  cfg: ModelConfig,
-  tok: tokenizer.Tokenizer,
-  documents: Sequence[str],
-  mesh: Mesh,
-  *,
-  row_length: int,
-  num_rows: int,
+  policy: Policy, documents: Sequence[str], *, row_length: int, num_rows: int
 ) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, " D"]]:
   """Returns nats per predicted token of each document, and how many those are.
 
@@ -240,14 +236,12 @@ def text_loss(
   and read by itself. The first token of a piece is not predicted.
 
   Args:
-    params: of the model.
-    cfg: the model.
-    tok: its tokenizer.
+    policy: what is judged.
     documents: D texts.
-    mesh: to place rows on.
     row_length: T.
     num_rows: B, rows at a time; the last batch is filled up.
   """
+  params, cfg, tok, mesh, _ = policy
   owners, pieces = [], []
   for index, document in enumerate(documents):
     for piece in text.pieces(tok, document, row_length):

@@ -9,46 +9,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from grpo_jax import types
 from grpo_jax.evaluation import consensus, estimators, metrics
-from grpo_jax.rewards import combine
 from grpo_jax.runs import log as run_log
+from grpo_jax.types import Completions
 
 _PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _BINS = 20
-
-
-class Answers(NamedTuple):
-  """What a policy answered to P problems, N times each.
-
-  Attributes:
-    problems: of each row.
-    texts: completions.
-    lengths: in tokens, the stop token included.
-    truncated: ran out of room before a stop token.
-    scores: under the terms that were asked for.
-    samples: N.
-  """
-
-  problems: list[types.Problem]
-  texts: list[str]
-  lengths: Int[np.ndarray, " B"]
-  truncated: Bool[np.ndarray, " B"]
-  scores: combine.Scores
-  samples: int
-
-  def grouped(self, values: Any) -> Float[np.ndarray, "P N"]:
-    """B values in float64, those of a problem in a row; NaN for None."""
-    return np.asarray(values, np.float64).reshape(-1, self.samples)
-
-  def by_problem(self, values: Any) -> Float[np.ndarray, " P"]:
-    """The mean of B values over the completions of each problem.
-
-    What is NaN does not count; NaN where there is nothing else.
-    """
-    return np.array([metrics.mean(row) for row in self.grouped(values)])
 
 
 class Measured(NamedTuple):
@@ -59,7 +27,15 @@ class Measured(NamedTuple):
   high: float
 
 
-def scalars(answers: Answers) -> dict[str, float]:
+def by_problem(answers: Completions, values: Any) -> Float[np.ndarray, " P"]:
+  """The mean of B values over the completions of each problem.
+
+  What is NaN does not count; NaN where there is nothing else.
+  """
+  return np.array([metrics.mean(row) for row in answers.groups(values)])
+
+
+def scalars(answers: Completions) -> dict[str, float]:
   """The means of an evaluation, each under its name.
 
   `pass@1` is the mean over the N completions of each problem and over problems
@@ -69,11 +45,11 @@ def scalars(answers: Answers) -> dict[str, float]:
   `<term>/<name>` what they log besides, such as the share of each outcome of
   grading. What cannot be scored counts neither way.
   """
-  scores = answers.scores
-  found = {name: metrics.mean(v) for name, v in scores.metrics.items()}
-  for name, values in scores.terms.items():
+  earned = answers.rewards
+  found = {name: metrics.mean(v) for name, v in earned.metrics.items()}
+  for name, values in earned.terms.items():
     if name == "accuracy":
-      solved = answers.by_problem(values)
+      solved = by_problem(answers, values)
       graded = np.count_nonzero(~np.isnan(solved))
       found["pass@1"] = metrics.mean(solved)
       found["pass@1_stderr"] = metrics.std(solved) / max(graded, 1) ** 0.5
@@ -84,18 +60,18 @@ def scalars(answers: Answers) -> dict[str, float]:
     "mean_length": float(np.mean(answers.lengths)),
     "reflection_words": metrics.mean_reflection_words(answers.texts),
     "truncated": float(np.mean(answers.truncated)),
-    "problems": len(answers.problems) // answers.samples,
-    "samples": answers.samples,
+    "problems": len(answers.problems) // answers.group_size,
+    "samples": answers.group_size,
   }
 
 
-def rewards(answers: Answers) -> Float[np.ndarray, " B"]:
+def rewards(answers: Completions) -> Float[np.ndarray, " B"]:
   """The weighted sums of the terms; NaN where there is none."""
-  return np.where(answers.scores.valid, answers.scores.rewards, np.nan)
+  return np.where(answers.rewards.valid, answers.rewards.total, np.nan)
 
 
 def details(
-  answers: Answers, *, greedy: Answers | None = None, seed: int = 0
+  answers: Completions, *, greedy: Completions | None = None, seed: int = 0
 ) -> dict[str, Any]:
   """`scalars`, and what takes longer to find out.
 
@@ -125,29 +101,29 @@ def details(
 
 
 def _per_problem(
-  answers: Answers, greedy: Answers | None
+  answers: Completions, greedy: Completions | None
 ) -> dict[str, Float[np.ndarray, " P"]]:
   """Each metric of each problem, the mean over its completions."""
-  terms = dict(answers.scores.terms)
+  terms = dict(answers.rewards.terms)
   values = {}
   if "accuracy" in terms:
     accuracy = terms.pop("accuracy")
-    values["pass@1"] = answers.by_problem(accuracy)
-    values |= _at_k(answers, answers.grouped(accuracy))
+    values["pass@1"] = by_problem(answers, accuracy)
+    values |= _at_k(answers, answers.groups(accuracy))
     if greedy is not None:
-      values["greedy"] = greedy.by_problem(greedy.scores.terms["accuracy"])
+      values["greedy"] = by_problem(greedy, greedy.rewards.terms["accuracy"])
   rows = terms | {
     "reward": rewards(answers),
     "mean_length": answers.lengths,
     "truncated": answers.truncated,
   }
-  return values | {name: answers.by_problem(v) for name, v in rows.items()}
+  return values | {name: by_problem(answers, v) for name, v in rows.items()}
 
 
 def _at_k(
-  answers: Answers, accuracy: Float[np.ndarray, "P N"]
+  answers: Completions, accuracy: Float[np.ndarray, "P N"]
 ) -> dict[str, Float[np.ndarray, " P"]]:
-  samples = answers.samples
+  samples = answers.group_size
   sizes = [2**i for i in range(1, samples.bit_length()) if 2**i < samples]
   sizes += [samples] if samples > 1 else []
   # A grader may give a part of the score; a vote and a pass are whole.
@@ -216,7 +192,7 @@ def measure(
 
 
 def win_rate(
-  mine: Answers, theirs: Answers, *, seed: int = 0
+  mine: Completions, theirs: Completions, *, seed: int = 0
 ) -> dict[str, Measured]:
   """How often a policy's completions earn more than another's.
 
@@ -229,19 +205,19 @@ def win_rate(
     seed: of the interval.
   """
   shares = estimators.win_share(
-    *(answers.grouped(rewards(answers)) for answers in (mine, theirs))
+    *(answers.groups(rewards(answers)) for answers in (mine, theirs))
   )
   return {
     "win rate": measure(shares, seed=seed),
-    "reward": measure(mine.by_problem(rewards(mine)), seed=seed),
+    "reward": measure(by_problem(mine, rewards(mine)), seed=seed),
     "reward of the other": measure(
-      theirs.by_problem(rewards(theirs)), seed=seed
+      by_problem(theirs, rewards(theirs)), seed=seed
     ),
   }
 
 
 def samples(
-  name: str, answers: Answers, *, greedy: bool = False
+  name: str, answers: Completions, *, greedy: bool = False
 ) -> Iterator[dict[str, Any]]:
   """Each completion with what it earned, for `samples.jsonl`.
 
@@ -250,15 +226,9 @@ def samples(
     answers: to it.
     greedy: whether they were drawn at temperature 0.
   """
-  records = run_log.completion_records(
-    answers.problems,
-    answers.texts,
-    answers.scores,
-    answers.lengths,
-    answers.truncated,
-  )
+  records = run_log.completion_records(answers)
   for row, record in enumerate(records):
-    problem, sample = divmod(row, answers.samples)
+    problem, sample = divmod(row, answers.group_size)
     yield {
       "dataset": name,
       "problem": problem,

@@ -3,6 +3,7 @@
 from grpo_jax.losses import (
   advantages,
   correction,
+  covariance,
   distill,
   kl,
   language,
@@ -18,6 +19,7 @@ from grpo_jax.losses import (
 __all__ = [
   "advantages",
   "correction",
+  "covariance",
   "distill",
   "kl",
   "language",

@@ -61,8 +61,7 @@ def group_advantages(
       "batch" that of all valid rewards, "none" is 1.
     ddof: taken from the count under the variance; 0 or 1.
     eps: added to the standard deviation, in units of the reward.
-    tolerance: a group whose std is at most this, or whose rewards are all
-      equal, gets exactly 0.
+    tolerance: a group whose std is at most this gets exactly 0.
 
   Raises:
     ValueError: G is 1, or `scale` is unknown.

@@ -138,6 +138,41 @@ def adapt_coef(
   return jnp.asarray(kl_coef * (1.0 + rate * error), jnp.float32)
 
 
+def adapt_entropy_coef(
+  entropy_coef: float,
+  entropy: float,
+  *,
+  target: float,
+  delta: float = 0.005,
+  max_coef: float = 1.0,
+) -> tuple[float, float]:
+  """The coefficient of the entropy bonus, held so that entropy stays up.
+
+  Of c_k and the entropy e_k of a step: the step uses c_k where e_k <= target
+  and 0 elsewhere, and c_{k+1} is c_k + delta or c_k - delta respectively, kept
+  in [0, max_coef]. Skywork-OR1, https://arxiv.org/abs/2505.22312, "adaptive
+  entropy control".
+
+  Args:
+    entropy_coef: c_k, kept from step to step.
+    entropy: e_k, the mean over all tokens of the rollout, in nats.
+    target: in nats per token, above 0.
+    delta: step of the coefficient, above 0.
+    max_coef: the largest coefficient, above 0.
+
+  Returns:
+    The coefficient to use in this step, and c_{k+1}.
+
+  Raises:
+    ValueError: an option is not positive.
+  """
+  if min(target, delta, max_coef) <= 0:
+    raise ValueError(f"{target=}, {delta=} and {max_coef=} must be positive.")
+  if entropy <= target:
+    return entropy_coef, min(entropy_coef + delta, max_coef)
+  return 0.0, max(entropy_coef - delta, 0.0)
+
+
 def masked_difference(
   a: Float[Array, "*rows T"],
   b: Float[Array, "*rows T"],

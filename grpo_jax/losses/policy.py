@@ -2,7 +2,8 @@
 
 The loss is the sum over tokens of
 
-  weight * (kl_coef * KL - correction * surrogate - entropy_coef * entropy)
+  weight * (kl_coef * KL - correction * surrogate - entropy_coef * entropy
+            + drift_coef * (log pi / mu)^2)
 
 and the objectives differ in the surrogate alone (`surrogates.py`). The weights
 carry every mean (`weighting.py`): Dr. GRPO is `constant_length` weights with
@@ -25,10 +26,12 @@ therefore that of the weights, and for weights that sum to 1 (`sequence_mean`,
   old_kl              k3 estimate of KL(pi_old || pi), in nats
   kl                  KL(pi || pi_ref) by the chosen estimator, with a reference
   entropy             in nats, when given
+  drift               (log pi / mu)^2, with a `drift_coef`
   stale               dropped for a `stale_threshold`, when that is set
   clip_ratio/low_mean     rho under its lower bound while A < 0
   clip_ratio/high_mean    rho over its upper bound while A > 0
   clip_ratio/region_mean  either; these three where the objective clips
+  clip_ratio/cov_mean     chosen for their covariance, in clip_cov and kl_cov
 
 Where weights are 0 nothing is read: NaN in padding reaches neither loss nor
 gradient. Log-ratios are clamped to +-20 before exp, without a gradient beyond.
@@ -47,8 +50,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from grpo_jax.losses import correction as correction_lib
+from grpo_jax.losses import covariance, surrogates
 from grpo_jax.losses import kl as kl_lib
-from grpo_jax.losses import surrogates
 from grpo_jax.losses import weighting as weighting_lib
 
 Metrics = dict[str, Float[Array, ""]]
@@ -63,10 +66,19 @@ OBJECTIVES: dict[str, Callable[..., surrogates.Result]] = {
   "cispo": surrogates.cispo,
   "sapo": surrogates.sapo,
   "reinforce": surrogates.reinforce,
+  "luspo": surrogates.luspo,
+  "dppo_tv": surrogates.dppo_tv,
+  "dppo_kl": surrogates.dppo_kl,
+  "vespo": surrogates.vespo,
+  "dro": surrogates.dro,
+  "clip_cov": covariance.clip_cov,
+  "kl_cov": covariance.kl_cov,
 }
 
 # Objectives whose ratio belongs to a whole completion.
-_SEQUENCE_RATIOS = ("gspo", "gspo_token", "gmpo")
+_SEQUENCE_RATIOS = ("gspo", "gspo_token", "gmpo", "luspo")
+# Objectives that choose some of all tokens of an update.
+_OVER_ALL_TOKENS = ("clip_cov", "kl_cov")
 
 
 def policy_loss(
@@ -84,6 +96,7 @@ def policy_loss(
   kl_estimator: str = "k3",
   kl_off_policy: bool = False,
   entropy_coef: Float[Array, ""] | float = 0.0,
+  drift_coef: float = 0.0,
   stale_threshold: float | None = None,
   **options: Any,
 ) -> tuple[Float[Array, ""], Metrics]:
@@ -99,21 +112,23 @@ def policy_loss(
     entropy: of the policy at each token, in nats; carries its own gradient.
     correction: a factor of each token's surrogate, from `correction.py`; a
       constant. KL and entropy are not multiplied. Default 1.
-    sampler_logprobs: of the tokens as the sampler computed them, where they are
-      known: staleness is measured from there.
+    sampler_logprobs: of the tokens as the sampler (mu) computed them, where
+      they are known: drift and staleness are measured from there, and so are
+      the ratios of `dppo_tv`, `dppo_kl` and `vespo`. Else from `old_logprobs`.
     kl_coef: of the KL to the reference, at least 0.
     kl_estimator: a key of `kl.ESTIMATORS`; "k3" is the paper's.
     kl_off_policy: weigh the KL by pi / pi_old (see `kl.py`).
     entropy_coef: of the entropy bonus, at least 0.
+    drift_coef: of the squared log-ratio to the sampler, at least 0: Kimi K2.5,
+      https://arxiv.org/abs/2602.02276.
     stale_threshold: rows whose tokens became less likely by more than this on
       average, in nats per token, have no surrogate where A < 0
       (`correction.drop_stale_negatives`); None keeps all.
     **options: of the surrogate.
 
   Raises:
-    ValueError: an option is out of its range, `kl_coef` has no reference,
-      `entropy_coef` has no entropy, or the KL in the loss is an unweighted k1,
-      whose expected gradient is zero.
+    ValueError: an option is out of its range, a coefficient lacks the array it
+      multiplies, or the KL is an unweighted k1, whose gradient is 0 on average.
   """
   weights = weights.astype(jnp.float32)
   inside = weights > 0
@@ -129,15 +144,8 @@ def policy_loss(
   )
   summands, marks = surrogate(tokens, **options)
   if stale_threshold is not None:
-    kept = correction_lib.drop_stale_negatives(
-      tokens.logprobs,
-      tokens.sampler_logprobs,
-      tokens.advantages,
-      inside,
-      threshold=stale_threshold,
-    )
-    marks = marks | {"stale": inside & (kept == 0)}
-    summands *= kept
+    kept = _keep_fresh(tokens, stale_threshold)
+    summands, marks = kept * summands, marks | {"stale": inside & (kept == 0)}
   if correction is not None:
     summands *= jax.lax.stop_gradient(keep(correction))
   loss = -total(summands)
@@ -153,6 +161,10 @@ def policy_loss(
   if _is_set(kl_coef):
     _check_kl(kl_coef, kl_estimator, kl_off_policy, ref_logprobs)
     loss += kl_coef * metrics["kl"]
+  if drift_coef != 0:
+    drift = tokens.logprobs - tokens.sampler_logprobs
+    metrics["drift"] = total(drift**2)
+    loss += drift_coef * metrics["drift"]
   if entropy is not None:
     metrics["entropy"] = total(keep(entropy))
     loss -= entropy_coef * metrics["entropy"]
@@ -165,6 +177,7 @@ def check(
   objective: str,
   weighting: str,
   *,
+  num_microbatches: int = 1,
   top_p: float = 1.0,
   top_k: int | None = None,
   min_p: float = 0.0,
@@ -175,6 +188,7 @@ def check(
   Args:
     objective: a key of `OBJECTIVES`.
     weighting: a key of `weighting.WEIGHTINGS`.
+    num_microbatches: the pieces whose losses add up to that of an update.
     top_p: as the sampler draws; 1 keeps the whole vocabulary.
     top_k: as the sampler draws; None or 0 keeps the whole vocabulary.
     min_p: as the sampler draws; 0 keeps the whole vocabulary.
@@ -183,7 +197,8 @@ def check(
 
   Raises:
     ValueError: a name is unknown; a sequence ratio has a weighting by tokens;
-      the sampler truncates a support that the log-probs do not.
+      an objective that chooses among all tokens is given them in pieces; the
+      sampler truncates a support that the log-probs do not.
   """
   if objective not in OBJECTIVES:
     raise ValueError(f"{objective=} must be one of {sorted(OBJECTIVES)}.")
@@ -195,6 +210,11 @@ def check(
     raise ValueError(
       f"{objective=} has one ratio per completion and needs"
       f' weighting="sequence_mean", not {weighting=}.'
+    )
+  if objective in _OVER_ALL_TOKENS and num_microbatches > 1:
+    raise ValueError(
+      f"{objective=} chooses among all tokens of an update and needs"
+      f" num_microbatches = 1, not {num_microbatches}."
     )
   if (top_p < 1.0 or top_k or min_p > 0.0) and not renormalized:
     raise ValueError(
@@ -217,6 +237,16 @@ def _read(inside, keep, logprobs, old_logprobs, sampler_logprobs, advantages):
     advantages=jax.lax.stop_gradient(keep(advantages)),
     log_ratio=log_ratio,
     ratio=jnp.exp(kl_lib.clamp(log_ratio)),
+  )
+
+
+def _keep_fresh(tokens, threshold):
+  return correction_lib.drop_stale_negatives(
+    tokens.logprobs,
+    tokens.sampler_logprobs,
+    tokens.advantages,
+    tokens.inside,
+    threshold=threshold,
   )
 
 
@@ -258,7 +288,7 @@ def _make_loss(name: str) -> Loss:
   terms = [p for p in shared if p.kind is p.KEYWORD_ONLY]
   loss.__name__ = loss.__qualname__ = f"{name}_loss"
   loss.__doc__ = surrogate.__doc__
-  loss.__signature__ = inspect.Signature([*data, *own, *terms])
+  vars(loss)["__signature__"] = inspect.Signature([*data, *own, *terms])
   return loss
 
 

@@ -4,7 +4,8 @@ A row of `policy.OBJECTIVES` takes `Tokens` and, as keyword-only parameters, its
 own options, and gives the surrogate and marks. A mark is a bool per token under
 the name of a metric, which is its weighted count: which tokens were clipped, in
 most. Whatever else a loss has is added in `policy.policy_loss`, the sign and
-the weights too.
+the weights too. `gspo`, `gmpo`, `luspo` and `vespo` take a row for one
+completion, which has one advantage; rows are not packed.
 
 In the equations rho = pi / pi_old of a token, A is its advantage, sg stops the
 gradient, and means over t are over the tokens of a row.
@@ -94,7 +95,7 @@ def gspo(
   `sequence_mean` weights give each completion one share: see `policy.check`.
 
   Args:
-    tokens: of completions, a row each; the advantage is that of the row.
+    tokens: of completions, a row each.
     clip_low: at least 0.
     clip_high: at least 0.
 
@@ -140,7 +141,7 @@ def gmpo(
   `policy.check`.
 
   Args:
-    tokens: of completions, a row each; the advantage is that of the row.
+    tokens: of completions, a row each.
     log_clip_low: bound of -log rho, in nats, at least 0.
     log_clip_high: bound of log rho, in nats, at least 0.
 
@@ -215,6 +216,145 @@ def reinforce(tokens: Tokens) -> Result:
   metrics alone.
   """
   return tokens.advantages * tokens.logprobs, {}
+
+
+def luspo(
+  tokens: Tokens, *, clip_low: float = 3e-4, clip_high: float = 4e-4
+) -> Result:
+  """LUSPO: GSPO's term times the length of its row.
+
+  |o| min(s A, clip(s, 1 - clip_low, 1 + clip_high) A), so that a token weighs
+  the same in long rows as in short ones: https://arxiv.org/abs/2602.05261. The
+  default bounds are GSPO's. `sequence_mean` weights divide by the length once:
+  see `policy.check`.
+
+  Args:
+    tokens: of completions.
+    clip_low: at least 0.
+    clip_high: at least 0.
+
+  Raises:
+    ValueError: as in `grpo`.
+  """
+  surrogate, marks = gspo(tokens, clip_low=clip_low, clip_high=clip_high)
+  length = jnp.sum(tokens.inside, axis=-1, keepdims=True, dtype=jnp.float32)
+  return length * surrogate, marks
+
+
+def dppo_tv(
+  tokens: Tokens, *, max_low: float = 0.15, max_high: float = 0.15
+) -> Result:
+  """DPPO by total variation: a token is dropped for its probability's change.
+
+  w A, w = pi / mu, or 0 where A > 0 and pi - mu > max_high, or A < 0 and
+  mu - pi > max_low. A rare token may then double while a likely one may not
+  fall by a fifth, as a bound of w has it the other way. Here mu is the sampler,
+  where its log-probs are known: leave `config.correction` out, which corrects
+  for it again. https://arxiv.org/abs/2602.04879; the defaults are those of its
+  runs.
+
+  Args:
+    tokens: of completions.
+    max_low: largest fall of a probability, in [0, 1].
+    max_high: largest rise of a probability, in [0, 1].
+
+  Raises:
+    ValueError: as in `grpo`.
+  """
+  change = jnp.exp(tokens.logprobs) - jnp.exp(tokens.sampler_logprobs)
+  return _drop_far(tokens, -change > max_low, change > max_high)
+
+
+def dppo_kl(
+  tokens: Tokens, *, max_low: float = 0.05, max_high: float = 0.05
+) -> Result:
+  """DPPO by binary KL: as `dppo_tv` with the divergence of one token or not.
+
+  w A, w = pi / mu, or 0 where A > 0, pi > mu and D > max_high, or A < 0,
+  pi < mu and D > max_low, with
+  D = mu log(mu / pi) + (1 - mu) log((1 - mu) / (1 - pi)).
+  https://arxiv.org/abs/2602.04879; the defaults are those of its runs.
+
+  Args:
+    tokens: of completions.
+    max_low: largest divergence of a fall, in nats, at least 0.
+    max_high: largest divergence of a rise, in nats, at least 0.
+
+  Raises:
+    ValueError: as in `grpo`.
+  """
+  log_pi, log_mu = tokens.logprobs, tokens.sampler_logprobs
+  mu, not_mu, not_pi = jnp.exp(log_mu), -jnp.expm1(log_mu), -jnp.expm1(log_pi)
+  # Off 0, where a certain token leaves nothing to the others.
+  odds = jnp.log(jnp.maximum(not_mu, 1e-8) / jnp.maximum(not_pi, 1e-8))
+  divergence = mu * (log_mu - log_pi) + not_mu * odds
+  low = (log_pi < log_mu) & (divergence > max_low)
+  return _drop_far(tokens, low, (log_pi > log_mu) & (divergence > max_high))
+
+
+def vespo(
+  tokens: Tokens,
+  *,
+  power_positive: float = 2.0,
+  decay_positive: float = 3.0,
+  power_negative: float = 3.0,
+  decay_negative: float = 2.0,
+) -> Result:
+  """VESPO: a smooth weight of whole sequences, the same at all of their tokens.
+
+  sg[W^k exp(l (1 - W))] A log pi, with W = prod_t pi / mu the ratio of the row
+  to the sampler, where that is known, and k, l by the sign of A. The weight is
+  1 at W = 1 and falls to 0 on either side. https://arxiv.org/abs/2602.10693,
+  whose defaults these are. W is not normalized by the length.
+
+  Args:
+    tokens: of completions, a row each.
+    power_positive: k where A is at least 0; at least 0.
+    decay_positive: l where A is at least 0; at least 0.
+    power_negative: k where A < 0; at least 0.
+    decay_negative: l where A < 0; at least 0.
+
+  Raises:
+    ValueError: an option is below 0.
+  """
+  if min(power_positive, decay_positive, power_negative, decay_negative) < 0:
+    raise ValueError("The powers and decays of vespo must be at least 0.")
+  log_ratio = tokens.logprobs - tokens.sampler_logprobs
+  log_w = kl.clamp(jnp.sum(log_ratio, axis=-1, keepdims=True))
+  rises = tokens.advantages >= 0
+  power = jnp.where(rises, power_positive, power_negative)
+  decay = jnp.where(rises, decay_positive, decay_negative)
+  weight = jnp.exp(kl.clamp(power * log_w + decay * (1.0 - jnp.exp(log_w))))
+  surrogate = jax.lax.stop_gradient(weight) * tokens.advantages
+  return surrogate * tokens.logprobs, {}
+
+
+def dro(tokens: Tokens, *, beta: float = 0.05) -> Result:
+  """DRO: the log-prob, held to the old one by a square and not by a clip.
+
+  A log pi - beta / 2 (log rho)^2, whose optimum in log rho is A / beta:
+  https://arxiv.org/abs/2405.19107, with the old policy as its reference.
+
+  Args:
+    tokens: of completions.
+    beta: strength of the pull to the old policy, above 0.
+
+  Raises:
+    ValueError: `beta` is not positive.
+  """
+  if beta <= 0:
+    raise ValueError(f"{beta=} must be positive.")
+  pull = 0.5 * beta * tokens.log_ratio**2
+  return tokens.advantages * tokens.logprobs - pull, {}
+
+
+def _drop_far(tokens, low, high):
+  """The ratio to the sampler times A, without falls and rises too far."""
+  low &= tokens.advantages < 0
+  high &= tokens.advantages > 0
+  log_ratio = kl.clamp(tokens.logprobs - tokens.sampler_logprobs)
+  surrogate = jnp.exp(log_ratio) * tokens.advantages
+  return jnp.where(low | high, 0.0, surrogate), _marks(low, high)
 
 
 def _row_ratio(log_ratio, tokens):

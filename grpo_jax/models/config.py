@@ -1,6 +1,6 @@
 """What a model is: one frozen record, whatever its family.
 
-`models.presets` has published models by name, `models.hf_config` reads and
+`models.presets` has published models by name, `models.hf.config` reads and
 writes a `config.json`.
 """
 

@@ -15,7 +15,7 @@ from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 
 
-class Scores(NamedTuple):
+class TokenScores(NamedTuple):
   """What the losses read about each token, and the experts that it took.
 
   Attributes:
@@ -40,7 +40,7 @@ def score_completions(
   completion_mask: Bool[Array, "P G N"],
   *,
   temperature: float = 1.0,
-) -> Scores:
+) -> TokenScores:
   """Returns log-probs and entropy [P, G, N], in nats, of completions.
 
   A prompt goes through the network once, in the gradient too: its G completions
@@ -65,7 +65,7 @@ def score_completions(
   stats = heads.completion_stats(
     params, cfg, prompt_hidden, hidden, tokens, temperature
   )
-  return Scores(*stats, jax.tree.map(jnp.add, prompt.load, trace.load))
+  return TokenScores(*stats, jax.tree.map(jnp.add, prompt.load, trace.load))
 
 
 def score_values(
@@ -97,10 +97,10 @@ def score_text(
   tokens: Int[Array, "B T"],
   positions: Int[Array, "B T"],
   segments: Int[Array, "B T"],
-) -> Scores:
+) -> TokenScores:
   """Returns log-probs and entropy [B, T], in nats, of packed text."""
   hidden, trace = transformer.forward(params, cfg, tokens, positions, segments)
-  return Scores(*heads.text_stats(params, cfg, hidden, tokens), trace.load)
+  return TokenScores(*heads.text_stats(params, cfg, hidden, tokens), trace.load)
 
 
 def score_scalars(

@@ -19,7 +19,7 @@ from grpo_jax.rewards import terms
 from grpo_jax.rewards.judges import judge as judge_lib
 from grpo_jax.runs import directory
 from grpo_jax.runs import source as source_lib
-from grpo_jax.sampling import decode
+from grpo_jax.sampling import decode, generate
 
 
 @terms.on_device
@@ -136,10 +136,7 @@ def judge(
   mesh = _mesh()
   cfg, params, _, tok = _loaded(source_lib.load_policy, source, mesh, dtype)
   model = judge_local.Judge(
-    params=params,
-    cfg=cfg,
-    tokenizer=tok,
-    mesh=mesh,
+    policy=generate.Policy(params, cfg, tok, mesh),
     template=prompts.read_template(chat),
     sampling=decode.SamplingParams(
       max_new_tokens=max_new_tokens, temperature=temperature

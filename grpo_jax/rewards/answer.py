@@ -11,16 +11,13 @@ completion that hangs or kills its grader has earned 0, as a wrong one has: no
 score would take it out of its group, and so spare it what wrong ones get.
 """
 
-import collections
-import decimal
-import itertools
 import math as math_lib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from grpo_jax import types
-from grpo_jax.rewards import code, equality, format
+from grpo_jax.rewards import code, equality, final_answer, format
 from grpo_jax.rewards import countdown as countdown_lib
 from grpo_jax.rewards.isolation import sandbox, workers
 from grpo_jax.rewards.terms import Result
@@ -83,26 +80,8 @@ _PAIR_SUM = re.compile(
   r"([0-9]{1,9}),([0-9]{1,9}),([0-9]{1,9}),([0-9]{1,9})=([0-9]{1,9})\?"
 )
 _ADDITION = re.compile(r"([0-9]{1,9})\+([0-9]{1,9})=\?")
-_NUMBER = re.compile(
-  r"(?<![0-9.])([-\u2212]?)(?:\$ ?)?"
-  r"((?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
-)
-# Longer strings of digits are no answer to any problem that we grade.
-_MAX_DIGITS = 100
 # Characters of an answer to a task of reasoning-gym.
 _MAX_GYM_ANSWER = 50_000
-_SAID = re.compile(r"\banswer(?: is:?|:| =)\s*", re.IGNORECASE)
-_NUMBER_OR_RATIO = re.compile(
-  rf"(?:\\[dt]?frac\{{-?[0-9]+\}}\{{[0-9]+\}}|{_NUMBER.pattern}(?:/[0-9]+)?)"
-  r"(?:\s?\\?%)?"
-)
-_LETTER = re.compile(r"(?<![A-Za-z])[A-Z](?![A-Za-z'])")
-_FORMULA = re.compile(
-  r"(?<!\\)\$(?:\\.|[^$\\])+\$|\\\([^()]*\\\)|\\\[[^\[\]]*\\\]"
-)
-_SENTENCE = re.compile(r"\.\s+(?=[A-Z])")
-_BOX = re.compile(r"\\boxed\s*\{")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
 def accuracy(
@@ -212,13 +191,13 @@ def _graded(pending: Pending, outcome: workers.Outcome) -> Grade:
   if outcome.status != "value":
     return Grade(outcome.status, 0.0, pending.extracted)
   score = float(outcome.value)
-  outcome = "correct" if score == 1 else "wrong"
-  return Grade(outcome, score, pending.extracted)
+  right = "correct" if score == 1 else "wrong"
+  return Grade(right, score, pending.extracted)
 
 
 def _tested(programs: Sequence[Program]) -> list[Grade]:
   results = code.results(*zip(*programs, strict=True))
-  outcomes = [_TESTED.get(result and result.outcome) for result in results]
+  outcomes = [_TESTED.get(r.outcome) if r else None for r in results]
   return [
     Grade(outcome, float(outcome == "correct"))
     if outcome
@@ -321,12 +300,11 @@ def number(problem: types.Problem, completion: str) -> Grade:
   wrong, and so is one of more than 100 digits.
   """
   reference = problem.answer.rpartition("####")[2].strip()
-  match = _NUMBER.fullmatch(reference.rstrip("."))
-  expected = match and _decimal(match)
+  expected = final_answer.as_number(reference.rstrip("."))
   if expected is None:
     return Grade("ungradable", None)
-  answer = _number_text(problem, completion)
-  value = None if answer is None else _only_number(answer)
+  answer = final_answer.number_text(problem, completion)
+  value = None if answer is None else final_answer.only_number(answer)
   return _decided(value == expected, answer)
 
 
@@ -341,13 +319,13 @@ def math(problem: types.Problem, completion: str) -> Grade | Pending:
   reference is one, the last option's letter where it is one, else the last
   formula between dollars, else the last line. See `equality` for what is equal.
   """
-  reference = _boxed(problem.answer)
+  reference = final_answer.boxed(problem.answer)
   if reference is None:
     reference = problem.answer.rpartition("####")[2]
   reference = reference.strip()
   if not 0 < len(reference) <= equality.MAX_CHARACTERS:
     return Grade("ungradable", None)
-  answer = _math_text(problem, completion, reference)
+  answer = final_answer.math_text(problem, completion, reference)
   if not answer:
     return Grade("no_answer", 0.0)
   right = equality.decide(reference, answer)
@@ -369,102 +347,6 @@ VERIFIERS: dict[str, Verifier] = {
   "humaneval": Program,
   "mbpp": Program,
 }
-
-
-def _after_thinking(problem: types.Problem, completion: str) -> str | None:
-  """The text after the thinking; None where there is no end of it."""
-  pieces = format.split_tags(problem, completion)
-  return None if pieces[1::2][-1:] == ["<think>"] else pieces[-1]
-
-
-def _has_answer_tags(problem: types.Problem, completion: str) -> bool:
-  tags = format.split_tags(problem, completion)[1::2]
-  return "<answer>" in tags or "</answer>" in tags
-
-
-def _number_text(problem: types.Problem, completion: str) -> str | None:
-  if _has_answer_tags(problem, completion):
-    return format.tagged_answer(problem, completion)
-  text = _after_thinking(problem, completion)
-  if text is None:
-    return None
-  _, mark, answer = text.rpartition("####")
-  if mark:
-    return answer.strip().partition("\n")[0]
-  return _last(_NUMBER, text)
-
-
-def _math_text(
-  problem: types.Problem, completion: str, reference: str
-) -> str | None:
-  tagged = _has_answer_tags(problem, completion)
-  read = format.tagged_answer if tagged else _after_thinking
-  text = read(problem, completion)
-  if text is None:
-    return None
-  if "\\boxed" in text:
-    return _boxed(text)
-  _, mark, answer = text.rpartition("####")
-  if mark:
-    return _line(answer)
-  said = _last_match(_SAID, text)
-  if said:
-    formula = _FORMULA.match(text, said.end())
-    return formula[0] if formula else _line(text[said.end() :])
-  if tagged:
-    return text
-  if equality.is_number(reference):
-    return _last(_NUMBER_OR_RATIO, text)
-  if equality.is_choice(reference):
-    return _last(_LETTER, text)
-  formula = _last_match(_FORMULA, text)
-  if formula:
-    return formula[0]
-  return text.strip().rpartition("\n")[2]
-
-
-def _line(text: str) -> str:
-  """The first line or sentence, without the marks of emphasis around it."""
-  line = text.strip().partition("\n")[0]
-  return _SENTENCE.split(line, maxsplit=1)[0].strip("* ")
-
-
-def _boxed(text: str) -> str | None:
-  r"""What the last `\boxed{...}` holds; None if it is missing or not closed."""
-  start = text.rfind("\\boxed")
-  if start < 0:
-    return None
-  box = _BOX.match(text, start)
-  if box is None:
-    return None
-  depth = 1
-  for brace in _BRACE.finditer(text, box.end()):
-    depth += {"{": 1, "}": -1}.get(brace[0], 0)
-    if depth == 0:
-      return text[box.end() : brace.start()].strip()
-  return None
-
-
-def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-  found = collections.deque(pattern.finditer(text), maxlen=1)
-  return found[0] if found else None
-
-
-def _last(pattern: re.Pattern[str], text: str) -> str | None:
-  match = _last_match(pattern, text)
-  return match and match[0]
-
-
-def _only_number(text: str) -> decimal.Decimal | None:
-  matches = list(itertools.islice(_NUMBER.finditer(text), 2))
-  return _decimal(matches[0]) if len(matches) == 1 else None
-
-
-def _decimal(match: re.Match[str]) -> decimal.Decimal | None:
-  sign, digits = match.groups()
-  if len(digits) > _MAX_DIGITS:
-    return None
-  return decimal.Decimal(("-" if sign else "") + digits.replace(",", ""))
 
 
 def _without_blanks(text: str | None) -> str:

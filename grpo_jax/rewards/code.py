@@ -30,9 +30,15 @@ from grpo_jax.rewards.isolation.sandbox import asserts
 
 OUTCOMES = ("passed", "failed", "timed_out", "no_program", "crashed")
 
+# The files that lie beside each script, by their paths in `isolation`.
 _ROLES = {
-  "program.py": ("program.py", "wire.py"),
-  "examiner.py": ("examiner.py", "wire.py", "asserts.py"),
+  "program.py": ("sandbox/program.py", "sandbox/wire.py", "pipe.py"),
+  "examiner.py": (
+    "sandbox/examiner.py",
+    "sandbox/wire.py",
+    "sandbox/asserts.py",
+    "pipe.py",
+  ),
 }
 _PARSING = threading.Lock()
 _MAX_PROGRAM = 1_000_000  # Characters; what is longer is no program.
@@ -121,7 +127,7 @@ def unit_tests(
     return share if partial else float(share == 1.0)
 
   outcomes = {
-    outcome: [result and result.outcome == outcome for result in ended]
+    outcome: [r.outcome == outcome if r else None for r in ended]
     for outcome in OUTCOMES
   }
   return terms.Result([score(result) for result in ended], outcomes)
@@ -310,7 +316,7 @@ def _run_asserts(program, tests, limits, isolation):
 
 def _role(role, order, channel, limits, isolation):
   return sandbox.Sandbox(
-    {name: _source(name) for name in _ROLES[role]},
+    {pathlib.PurePath(path).name: _source(path) for path in _ROLES[role]},
     [role, *map(str, channel)],
     stdin=json.dumps(order).encode(),
     limits=limits,
@@ -320,6 +326,6 @@ def _role(role, order, channel, limits, isolation):
 
 
 @functools.cache
-def _source(name: str) -> str:
-  folder = pathlib.Path(sandbox.__file__).parent
-  return (folder / name).read_text(encoding="utf-8")
+def _source(path: str) -> str:
+  folder = pathlib.Path(sandbox.__file__).parents[1]
+  return (folder / path).read_text(encoding="utf-8")

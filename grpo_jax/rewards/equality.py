@@ -27,117 +27,19 @@ and an expression equals each of its forms, factored or expanded.
 """
 
 import fractions
-import functools
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import math_verify
 import sympy
 from latex2sympy2_extended import latex2sympy2, math_normalization
 
+from grpo_jax.rewards import latex
+
 # Longer answers are wrong: none that we grade comes near.
 MAX_CHARACTERS = 1000
 _MAX_PARTS = 64
 
-_SYMBOLS = str.maketrans(
-  {
-    "\u2212": "-",
-    "\u2013": "-",
-    "\u00a0": " ",
-    "\u202f": " ",
-    "\u00d7": r"\times ",
-    "\u00b7": r"\cdot ",
-    "\u22c5": r"\cdot ",
-    "\u00f7": "/",
-    "\u2044": "/",
-    "\u03c0": r"\pi ",
-    "\u03b8": r"\theta ",
-    "\u03b1": r"\alpha ",
-    "\u03b2": r"\beta ",
-    "\u221e": r"\infty ",
-    "\u2264": r"\le ",
-    "\u2265": r"\ge ",
-    "\u2260": r"\ne ",
-    "\u2248": r"\approx ",
-    "\u2208": r"\in ",
-    "\u222a": r"\cup ",
-    "\u00b1": r"\pm ",
-    "\u2213": r"\mp ",
-    "\u00b0": r"^\circ ",
-    "\u00b2": "^{2}",
-    "\u00b3": "^{3}",
-    "\u00bd": r"\frac{1}{2}",
-    "\u00bc": r"\frac{1}{4}",
-    "\u00be": r"\frac{3}{4}",
-    "\u20ac": "",
-    "\u00a3": "",
-    "\n": " ",
-    "\t": " ",
-  }
-)
-_REWRITES = [
-  (re.compile(pattern), replacement)
-  for pattern, replacement in (
-    (r"(?<!\\)\\[()\[\]]|\\?\$", ""),  # Delimiters and dollars.
-    (r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\s*\.?", ""),
-    (r"\\(?:displaystyle|textstyle|quad|qquad|phantom)(?![A-Za-z])", " "),
-    (r"(?<!\\)\\[!,;:> ]|~", " "),
-    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-    (
-      r"\\(?:mbox|mathrm|textnormal|textbf|textit|textrm|mathbf)\s*\{",
-      r"\\text{",
-    ),
-    (
-      r"\^\s*(?:\\circ(?![A-Za-z])|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])",
-      "",
-    ),
-    (r"\\langle(?![A-Za-z])", "("),
-    (r"\\rangle(?![A-Za-z])", ")"),
-    (r"\\l[bB]race(?![A-Za-z])", r"\\{"),
-    (r"\\r[bB]race(?![A-Za-z])", r"\\}"),
-    (r"\{,\}", ","),
-    (r"\\le(?:q|qslant)(?![A-Za-z])|<=", r"\\le "),
-    (r"\\ge(?:q|qslant)(?![A-Za-z])|>=", r"\\ge "),
-    (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
-    (r"\*\*", "^"),
-    (r"\*", r"\\cdot "),
-    (r"(?<![A-Za-z\\])(?:infinity|infty|inf|oo)(?![A-Za-z])", r"\\infty "),
-    (
-      r"(?<![A-Za-z\\])(pi|sin|cos|tan|sec|csc|cot|log|ln)(?![A-Za-z])",
-      r"\\\1 ",
-    ),
-    (r"(?<=[)\]])\s*U\s*(?=[(\[])", r"\\cup "),
-    # Fractions in parentheses, as `(5)/(13)i`.
-    (
-      r"(?<![A-Za-z])\(\s*(-?[0-9]+(?:,[0-9]{3})*)\s*\)\s*/"
-      r"\s*\(\s*([0-9]+(?:,[0-9]{3})*)\s*\)",
-      r"\\frac{\1}{\2}",
-    ),
-    (r"\u221a\s*([0-9]+|[a-z](?![a-z]))", r"\\sqrt{\1}"),
-    (r"\u221a", r"\\sqrt"),
-    (r"(?<![A-Za-z\\])sqrt(?![A-Za-z])", r"\\sqrt"),
-    (r"\s*([-+=,/(\[<>^_&])\s*|\s+(?=[)\]])", r"\1"),
-  )
-]
-_AND_OR = re.compile(
-  r"\s*,?\s*(?:\\text\{\s*,?\s*(?:and|or)\s*,?\s*\}|\b(?:and|or)\b)\s*"
-)
-_TEXT = re.compile(r"\\text\{([^{}]*)\}")
-_FRONT = re.compile(r"[A-Za-z] ?\\in(?![A-Za-z])|\\approx(?![A-Za-z])")
-_TEXT_UNIT = re.compile(r"\s*\\text\{[^{}]*\}(?:\s*\^\s*\{?[0-9]\}?)?$")
-_WORD_UNIT = re.compile(
-  r"(?:(?<=[0-9})])|(?<=\\pi))"
-  r"(?:\s+[A-Za-z][A-Za-z./ ]*[A-Za-z]\.?"
-  r"|\s*(?:[ckm]?m|[km]?g|ft|mph|in|[shL]))"
-  r"(?:\s*\^\s*\{?[0-9]\}?)?$"
-)
-# Words after a number that are part of it.
-_NO_UNIT = re.compile(
-  r"\b(?:hundred|thousand|million|billion|trillion|dozen|half|halves|thirds"
-  r"|quarters?|percent|mod|over|choose|times|plus|minus|factorial|squared"
-  r"|cubed|root)\b",
-  re.IGNORECASE,
-)
 _PERCENT = re.compile(r"\s*(?:\\?%|percent)$")
 _NUMBER = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
 _DECIMAL = re.compile(
@@ -176,7 +78,7 @@ def decide(reference: str, answer: str) -> bool | None:
   """Whether the answers are equal, or None where `equal` has to tell."""
   if len(answer) > MAX_CHARACTERS:
     return False
-  reference, answer = _canonical(reference), _canonical(answer)
+  reference, answer = latex.canonical(reference), latex.canonical(answer)
   if not answer or not reference:
     return False
   return _simply_equal(*_aligned(reference, answer))
@@ -187,17 +89,17 @@ def equal(reference: str, answer: str) -> bool:
   decided = decide(reference, answer)
   if decided is not None:
     return decided
-  return _equal(_canonical(reference), _canonical(answer))
+  return _equal(latex.canonical(reference), latex.canonical(answer))
 
 
 def is_number(text: str) -> bool:
   """Whether the answer is a rational number, written as one."""
-  return _rational(_TEXT.sub(r"\1", _canonical(text))) is not None
+  return _rational(latex.TEXT.sub(r"\1", latex.canonical(text))) is not None
 
 
 def is_choice(text: str) -> bool:
   """Whether the answer is the letter of an option, such as (C)."""
-  return bool(_CHOICE.fullmatch(_TEXT.sub(r"\1", _canonical(text))))
+  return bool(_CHOICE.fullmatch(latex.TEXT.sub(r"\1", latex.canonical(text))))
 
 
 def warm_up() -> None:
@@ -215,67 +117,6 @@ def warm_up() -> None:
       continue
 
 
-@functools.lru_cache(64)
-def _canonical(text: str) -> str:
-  """The answer in one spelling of LaTeX, without delimiters and units."""
-  text = text.translate(_SYMBOLS)
-  for pattern, replacement in _REWRITES:
-    text = pattern.sub(replacement, text)
-  for opening in ("\\sqrt(", "^("):
-    text = _braced(text, opening)
-  text = _AND_OR.sub(", ", " ".join(text.split()))
-  front = _FRONT.match(text)
-  text = text[front.end() if front else 0 :]
-  text = text.partition("\\approx")[0].strip(" .,;:")
-  unit = _TEXT_UNIT.search(text)
-  if unit and _TEXT.sub("", text[: unit.start()]).strip(" ()"):
-    text = text[: unit.start()]
-  unit = _WORD_UNIT.search(text)
-  if unit and not _NO_UNIT.search(unit[0]):
-    text = text[: unit.start()]
-  return text.strip(" .,;:")
-
-
-def _braced(text: str, opening: str) -> str:
-  r"""The text with `\sqrt(...)` as `\sqrt{...}`, or `^(...)` as `^{...}`."""
-  characters = list(text)
-  start = text.find(opening)
-  while start >= 0:
-    bracket = start + len(opening) - 1
-    end = _closing(text, bracket)
-    if end is not None:
-      characters[bracket], characters[end] = "{", "}"
-    start = text.find(opening, bracket)
-  return "".join(characters)
-
-
-def _closing(text: str, start: int) -> int | None:
-  """Where the bracket that opens at `start` is closed, by one of any kind."""
-  depth = 0
-  for i in range(start, len(text)):
-    if text[i] in "([{":
-      depth += 1
-    elif text[i] in ")]}":
-      depth -= 1
-      if depth == 0:
-        return i
-  return None
-
-
-def _split(text: str, separator: str) -> list[str]:
-  """The text cut at a separator outside of brackets."""
-  parts, depth, begin = [], 0, 0
-  for i in range(len(text)):
-    if text[i] in "([{":
-      depth += 1
-    elif text[i] in ")]}":
-      depth -= 1
-    elif depth == 0 and text.startswith(separator, i):
-      parts.append(text[begin:i].strip())
-      begin = i + len(separator)
-  return [*parts, text[begin:].strip()]
-
-
 def _aligned(reference: str, answer: str) -> tuple[str, str]:
   """Both texts, the one that is an equation without its left side.
 
@@ -283,14 +124,14 @@ def _aligned(reference: str, answer: str) -> tuple[str, str]:
   equations, they stay what they are unless both name the same thing.
   """
   pair = [reference, answer]
-  sides = [_split(text, "=") for text in pair]
+  sides = [latex.split(text, "=") for text in pair]
   if len(sides[0]) == len(sides[1]) == 2 and sides[0][0] == sides[1][0]:
     if _is_name(sides[0][0]):
       return sides[0][1], sides[1][1]
   if (len(sides[0]) > 1) != (len(sides[1]) > 1):
     which = int(len(sides[1]) > 1)
     left, right = sides[which][0], sides[which][-1]
-    if len(_split(pair[which], ",")) == 1 and (which or _is_name(left)):
+    if len(latex.split(pair[which], ",")) == 1 and (which or _is_name(left)):
       pair[which] = right
   return pair[0], pair[1]
 
@@ -307,11 +148,11 @@ def _structure(text: str) -> tuple[str, list[str]] | None:
   if matrix:
     rows = [row.split("&") for row in matrix[2].split("\\\\") if row.strip()]
     return _matrix(rows)
-  words = _TEXT.fullmatch(text)
+  words = latex.TEXT.fullmatch(text)
   if words and "," in words[1]:
     return "set", [f"\\text{{{part}}}" for part in words[1].split(",")]
   for separator, kind in (("\\cup", "union"), (",", "set")):
-    parts = _split(text, separator)
+    parts = latex.split(text, separator)
     if len(parts) > 1:
       return kind, parts
   if text.count("\\pm") == 1:
@@ -320,14 +161,14 @@ def _structure(text: str) -> tuple[str, list[str]] | None:
       for sign, other in ("+-", "-+")
     ]
   brackets, inner = _inside(text)
-  parts = _split(inner, ",")
+  parts = latex.split(inner, ",")
   if not brackets or len(parts) < 2:
     return None
   if brackets == "{}":
     return "set", parts
   rows = [_inside(part) for part in parts]
   if brackets == "[]" and all(row[0] == "[]" for row in rows):
-    return _matrix([_split(row[1], ",") for row in rows])
+    return _matrix([latex.split(row[1], ",") for row in rows])
   return brackets, parts
 
 
@@ -341,7 +182,7 @@ def _inside(text: str) -> tuple[str, str]:
   start = 1 if text.startswith("\\{") else 0
   if text[start : start + 1] not in ("(", "[", "{"):
     return "", text
-  if _closing(text, start) != len(text) - 1:
+  if latex.closing(text, start) != len(text) - 1:
     return "", text
   end = -2 if text.endswith("\\}") else -1
   return text[start] + text[-1], text[start + 1 : end].strip()
@@ -351,7 +192,7 @@ def _bare(text: str) -> str:
   """The text without brackets that hold a single thing."""
   while True:
     brackets, inner = _inside(text)
-    if not brackets or len(_split(inner, ",")) > 1:
+    if not brackets or len(latex.split(inner, ",")) > 1:
       return text
     text = inner
 
@@ -386,7 +227,7 @@ def _simply_equal(reference: str, answer: str) -> bool | None:
   """Equality of texts and of rational numbers; None for everything else."""
   if reference == answer:
     return True
-  plain, other = _TEXT.sub(r"\1", reference), _TEXT.sub(r"\1", answer)
+  plain, other = latex.TEXT.sub(r"\1", reference), latex.TEXT.sub(r"\1", answer)
   base = _BASE.fullmatch(plain)
   if base:
     # Without a base the answer is in the one that was asked for.
@@ -479,14 +320,15 @@ def _verify(reference: str, answer: str) -> bool:
       parsed.append(_Parser(is_real=is_real).parse(text))
     except Exception:  # The parser raises whatever it meets.
       return False
-  if _apart(*parsed):
+  expected, given = parsed
+  if _apart(expected, given):
     return False
   return math_verify.verify(
-    *parsed, allow_set_relation_comp=True, timeout_seconds=None
+    expected, given, allow_set_relation_comp=True, timeout_seconds=None
   )
 
 
-def _apart(one: sympy.Basic, other: sympy.Basic) -> bool:
+def _apart(one: Any, other: Any) -> bool:
   """Whether two constants differ by more than rounding.
 
   math-verify compares to 15 places after the point, so that any two numbers
@@ -494,7 +336,7 @@ def _apart(one: sympy.Basic, other: sympy.Basic) -> bool:
   """
   if not all(isinstance(x, sympy.Expr) and x.is_number for x in (one, other)):
     return False
-  sizes = [sympy.Abs(x).evalf(15) for x in (one - other, one, other)]
+  sizes = [abs(x).evalf(15) for x in (one - other, one, other)]
   if not all(size.is_comparable for size in sizes):
     return False
   return bool(sizes[0] > 1e-5 * max(sizes[1:]))

@@ -145,15 +145,17 @@ def consistency(
   @functools.cache
   def target(question):
     found = words_by_language(question, among)
-    return max(found, key=found.get) if found else None
+    return max(found, key=found.__getitem__) if found else None
 
   shares = []
   for problem, completion in zip(problems, completions, strict=True):
     wanted = target(problem.question) if language == "question" else language
     found = words_by_language(thinking(problem, completion), among)
     total = sum(found.values())
-    share = found.get(wanted, 0.0) / total if total else 0.0
-    shares.append(share if wanted else None)
+    if wanted is None:
+      shares.append(None)
+    else:
+      shares.append(found.get(wanted, 0.0) / total if total else 0.0)
   return shares
 
 
@@ -185,7 +187,7 @@ def words_by_language(text: str, among: Sequence[str] = ()) -> dict[str, float]:
       empty. A text of a few words, such as "ok", is in many languages.
   """
   windows = list(_windows(without_formulas(text)))
-  amounts = collections.Counter()
+  amounts = collections.defaultdict(float)
   # First the windows that are long enough to be sure of, then the others.
   for long in (True, False):
     seen = set(among or amounts)

@@ -46,7 +46,7 @@ def overlong(
     raise ValueError(f"{cache=} must be above 0 and at most {limit=}.")
   if not completions:
     return []
-  _require(lengths, "overlong")
+  lengths = _required(lengths, "overlong")
   return [
     float(min(max((limit - cache - length) / cache, -1.0), 0.0))
     for length in lengths
@@ -96,8 +96,8 @@ def cosine(
     )
   if not completions:
     return []
-  _require(lengths, "cosine")
-  _require(truncated, "cosine")
+  lengths = _required(lengths, "cosine")
+  truncated = _required(truncated, "cosine")
   scores = []
   right = answer.accuracy(problems, completions).scores
   for accurate, length, cut in zip(right, lengths, truncated, strict=True):
@@ -154,9 +154,10 @@ def _repetition(text: str, ngram: int) -> float:
   return distinct / count - 1.0
 
 
-def _require(given, name: str) -> None:
+def _required(given: Array | None, name: str) -> Array:
   if given is None:
     raise ValueError(
       f"Reward {name!r} needs the lengths of completions in tokens, which are"
       " not known here."
     )
+  return given

@@ -29,7 +29,7 @@ def on_device(function: _Function) -> _Function:
   beside other programs of that thread: two programs of several devices that
   start in different orders on them wait for each other forever.
   """
-  function.on_device = True
+  function.on_device = True  # pyrefly: ignore[missing-attribute]
   return function
 
 
@@ -39,5 +39,5 @@ def checked_empty(function: _Function) -> _Function:
   It is called so before a run begins, and must raise ValueError or OSError in
   one sentence, quickly and without the devices.
   """
-  function.checked_empty = True
+  function.checked_empty = True  # pyrefly: ignore[missing-attribute]
   return function

@@ -1,169 +1,139 @@
-"""From a rollout and its rewards to what the loss reads.
+"""From completions and their rewards to what the loss reads.
 
-P prompts, G completions each, S prompt slots, N completion slots, M pieces.
+P prompts, G completions each, K reward terms, N completion slots.
 """
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Float
 
 from grpo_jax import sharding
 from grpo_jax.losses import advantages as advantages_lib
-from grpo_jax.losses import kl
+from grpo_jax.losses import correction as correction_lib
 from grpo_jax.losses import weighting as weighting_lib
-from grpo_jax.models import scoring
-from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.params import Params
-from grpo_jax.rewards.combine import Scores
-from grpo_jax.train import update
-from grpo_jax.types import Experience, PromptBatch, Rollout, TextBatch
+from grpo_jax.types import Completions, Experience, Rollout, TextBatch
 
-ScoreFn = Callable[[Params, PromptBatch, Any, Any], scoring.Scores]
+# The reward that says whether a completion solved its problem.
+OUTCOME = "accuracy"
+# By the rollouts beside a term's own metrics: what the greedy completion earns.
+GREEDY = "greedy_reward"
 
 
-def make_score(
-  cfg: ModelConfig, temperature: float, num_pieces: int
-) -> ScoreFn:
-  """Returns the jitted `(params, prompts, tokens, mask) -> Scores`.
+class Scored(NamedTuple):
+  """A rollout as the trainer's models see it, on the host.
 
-  Their load is empty: it is told of the pass that has a gradient.
-
-  Args:
-    cfg: the model.
-    temperature: of sampling.
-    num_pieces: prompts are scored in this many pieces, one after the other.
+  Attributes:
+    old_logprobs: under the policy that drew, in nats.
+    entropy: of that policy at each token, in nats.
+    ref_logprobs: under the reference; None where nothing reads it.
+    values: returns as the value model predicts them; None where there is none.
   """
 
-  def score(
-    params: Params,
-    prompts: PromptBatch,
-    tokens: Int[Array, "P G N"],
-    mask: Bool[Array, "P G N"],
-  ) -> scoring.Scores:
-    scores = scoring.score_completions(
-      params,
-      cfg,
-      prompts.tokens,
-      prompts.mask,
-      tokens,
-      mask,
-      temperature=temperature,
-    )
-    return scores._replace(load={})
-
-  return jax.jit(in_pieces(score, num_pieces))
-
-
-def in_pieces(score: Callable[..., Any], num_pieces: int) -> Callable[..., Any]:
-  """Returns `(params, *rows)` that goes through the rows piece by piece."""
-
-  def whole(params: Params, *rows: Any) -> Any:
-    if num_pieces == 1:
-      return score(params, *rows)
-    pieces = update.cut(rows, num_pieces)
-    return update.join(jax.lax.map(lambda piece: score(params, *piece), pieces))
-
-  return whole
+  old_logprobs: Float[np.ndarray, "P G N"]
+  entropy: Float[np.ndarray, "P G N"]
+  ref_logprobs: Float[np.ndarray, "P G N"] | None = None
+  values: Float[np.ndarray, "P G N"] | None = None
 
 
 def make_experience(
-  rollout: Rollout,
-  scores: Scores,
-  old: Float[np.ndarray, "P G N"],
-  reference: Float[np.ndarray, "P G N"] | None,
-  values: Float[np.ndarray, "P G N"] | None = None,
-  **advantages: Any,
+  completions: Completions,
+  scored: Scored,
+  *,
+  advantages: Mapping[str, Any] | None = None,
+  correction: Mapping[str, Any] | None = None,
+  term_weights: Mapping[str, float] | None = None,
 ) -> Experience:
   """Returns all that the loss reads but its weights, which are zero still.
 
   Args:
-    rollout: on the host.
-    scores: of its P * G completions.
-    old: log-probs under the policy that drew, as the trainer scores it.
-    reference: log-probs under the reference.
-    values: returns as the value model predicts them; None where there is none.
-    **advantages: of `advantages.group_advantages`, or with values of
-      `token_advantages`.
+    completions: with their rollout and rewards.
+    scored: their tokens.
+    advantages: `kind`, a name in `losses.advantages.ADVANTAGES`, and its
+      options; by default those of groups.
+    correction: `kind`, a name in `losses.correction.CORRECTIONS`, and its
+      options; by default none.
+    term_weights: of the reward terms by name, where the advantages read terms.
   """
-  mask = rollout.completion_mask
-  per_row = (scores.rewards, scores.valid)
-  rewards, valid = (jnp.asarray(x.reshape(mask.shape[:2])) for x in per_row)
-  if values is None:
-    by_group = advantages_lib.group_advantages(rewards, valid, **advantages)
-    per_token, returns = np.asarray(by_group)[..., None] * mask, None
-  else:
-    rows = jax.tree.map(jnp.asarray, (mask, old, reference, values))
-    per_token, returns = jax.device_get(
-      token_advantages(rewards, valid, *rows, **advantages)
-    )
+  rollout = completions.rollout
+  data = jax.tree.map(jnp.asarray, _data(completions, scored, term_weights))
+  returns = factor = None
+  found = _call(
+    advantages_lib.ADVANTAGES, advantages or {"kind": "group"}, data
+  )
+  if isinstance(found, tuple):
+    found, returns = found
+  if found.ndim == 2:
+    found = advantages_lib.spread(found, data["mask"])
+  data["advantages"] = found
+  if correction and correction["kind"] != "none":
+    factor = _call(correction_lib.CORRECTIONS, correction, data)
+  found, returns, factor = jax.device_get((found, returns, factor))
   return Experience(
     prompts=rollout.prompts,
     tokens=rollout.tokens,
-    completion_mask=mask,
-    old_logprobs=old,
-    ref_logprobs=reference,
+    completion_mask=rollout.completion_mask,
+    old_logprobs=scored.old_logprobs,
+    ref_logprobs=scored.ref_logprobs,
     sampler_logprobs=rollout.logprobs,
-    advantages=per_token,
-    weights=np.zeros(mask.shape, np.float32),
-    values=values,
+    advantages=found,
+    weights=np.zeros(rollout.tokens.shape, np.float32),
+    correction=factor,
+    values=scored.values,
     returns=returns,
   )
 
 
-def token_advantages(
-  rewards: Float[Array, "P G"],
-  valid: Bool[Array, "P G"],
-  mask: Bool[Array, "P G N"],
-  old: Float[Array, "P G N"],
-  reference: Float[Array, "P G N"] | None,
-  values: Float[Array, "P G N"],
-  *,
-  discount: float = 1.0,
-  lambda_: float = 1.0,
-  kl_coef: float = 0.0,
-  normalize: bool = True,
-) -> tuple[Float[Array, "P G N"], Float[Array, "P G N"]]:
-  """Advantages of PPO, and the returns that its values are to predict.
+def data_of(function: Callable[..., Any]) -> list[str]:
+  """Returns the data that a row of a table reads, by name."""
+  parameters = inspect.signature(function).parameters.values()
+  return [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
 
-  A completion's reward is that of its last token, and a KL term that of each:
-  InstructGPT, https://arxiv.org/abs/2203.02155, section 3.5. Then
-  `advantages.gae`; behind the last token the value is 0, in a truncated
-  completion too, whose reward is for what there is of it.
 
-  Args:
-    rewards: of completions.
-    valid: False where there is none: advantages are 0 and returns NaN.
-    mask: the tokens that the policy chose.
-    old: log-probs under the policy that drew.
-    reference: log-probs under the reference; read where `kl_coef` is not 0.
-    values: as predicted before each token.
-    discount: as in `advantages.gae`.
-    lambda_: as in `advantages.gae`.
-    kl_coef: reward that a nat of `log pi_old - log pi_ref` costs.
-    normalize: advantages have mean 0 and standard deviation 1 over all tokens
-      of the rollout.
-  """
-  lengths = jnp.sum(mask, axis=-1, keepdims=True)
-  is_last = mask & (jnp.cumsum(mask, axis=-1) == lengths)
-  known = mask & valid[..., None]
-  per_token = jnp.where(is_last & known, rewards[..., None], 0.0)
-  if kl_coef:
-    per_token += kl.reward_penalty(old, reference, mask, kl_coef=kl_coef)
-  gae = functools.partial(
-    advantages_lib.gae, discount=discount, lambda_=lambda_
-  )
-  estimates = jax.vmap(jax.vmap(gae))(per_token, values, mask)
-  returns = jnp.where(known, estimates + values, jnp.nan)
-  estimates = jnp.where(known, estimates, 0.0)
-  if normalize:
-    estimates = advantages_lib.batch_normalize(estimates, known)
-  return estimates, returns
+def _call(
+  table: Mapping[str, Callable[..., Any]],
+  section: Mapping[str, Any],
+  data: Mapping[str, Any],
+) -> Any:
+  """Calls the row that a section names, with its data and its options."""
+  options = {name: x for name, x in section.items() if name != "kind"}
+  row = table[section["kind"]]
+  return row(**{name: data[name] for name in data_of(row)}, **options)
+
+
+def _data(
+  completions: Completions,
+  scored: Scored,
+  term_weights: Mapping[str, float] | None,
+) -> dict[str, Any]:
+  """All that a row of a table may read, by name; None where there is none."""
+  rewards, rollout = completions.rewards, completions.rollout
+  mask = rollout.completion_mask
+  shape = mask.shape[:2]
+  names = list(rewards.terms)
+  weights = term_weights or dict.fromkeys(names, 1.0)
+  data = {
+    "rewards": rewards.total.reshape(shape),
+    "valid": rewards.valid.reshape(shape),
+    "mask": mask,
+    "lengths": mask.sum(axis=-1),
+    "sampler_logprobs": rollout.logprobs,
+    **scored._asdict(),
+  }
+  if names:
+    data["terms"] = np.stack([rewards.terms[n].reshape(shape) for n in names])
+    data["term_weights"] = np.array([weights[n] for n in names], np.float32)
+  if OUTCOME in rewards.terms:
+    data["correct"] = rewards.terms[OUTCOME].reshape(shape) > 0.5
+  if GREEDY in rewards.metrics:
+    data["greedy_rewards"] = rewards.metrics[GREEDY].reshape(shape)[:, 0]
+  return data
 
 
 def trim(rollout: Rollout, multiple: int) -> Rollout:
@@ -215,7 +185,7 @@ def minibatches(
     weighting: a name in `weighting.WEIGHTINGS`.
     length: N of the config, which `constant_length` divides by.
   """
-  weigh = weighting_lib.WEIGHTINGS[weighting]
+  weigh: Callable[..., Any] = weighting_lib.WEIGHTINGS[weighting]
   if weighting == "constant_length":
     weigh = functools.partial(weigh, length=length)
   size = experience.tokens.shape[0] // count

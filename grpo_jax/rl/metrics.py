@@ -17,13 +17,10 @@ from grpo_jax.evaluation.metrics import (
   source_metrics,
 )
 from grpo_jax.losses import correction, value
-from grpo_jax.rewards import combine
-from grpo_jax.rl import dynamic_sampling
 
 
 def rollout_metrics(
-  groups: dynamic_sampling.Groups,
-  scores: combine.Scores,
+  completions: types.Completions,
   data: types.Experience,
   entropy: Float[np.ndarray, "P G N"],
 ) -> dict[str, float]:
@@ -35,9 +32,9 @@ def rollout_metrics(
   mask = data.completion_mask
   gap = correction.sampler_gap(data.old_logprobs, data.sampler_logprobs, mask)
   return {
-    **reward_metrics(scores, mask.shape[1]),
-    **source_metrics(scores, groups.problems),
-    **completion_metrics(groups.texts, mask, groups.rollout.truncated),
+    **reward_metrics(completions.rewards, completions.group_size),
+    **source_metrics(completions.rewards, completions.problems),
+    **completion_metrics(completions),
     **value_metrics(data),
     **{f"sampling/{name}": x for name, x in gap.items()},
     "entropy": float(entropy[mask].mean()),

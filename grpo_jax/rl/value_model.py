@@ -24,7 +24,7 @@ from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.reward_models import saved
-from grpo_jax.rl import experience
+from grpo_jax.rl import programs
 from grpo_jax.runs import source as source_lib
 from grpo_jax.train.state import TrainState
 from grpo_jax.train.update import make_update
@@ -128,7 +128,7 @@ def make(
     own = {f"value/{name}": metrics[name] for name in ("loss", "grad_norm")}
     return state, own | {k: x for k, x in metrics.items() if "/" in k}
 
-  return ValueModel(jax.jit(experience.in_pieces(score, num_pieces)), named)
+  return ValueModel(jax.jit(programs.in_pieces(score, num_pieces)), named)
 
 
 def loss_fn(

@@ -21,16 +21,14 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import tensorboardX
-from jaxtyping import Bool, Shaped
 
 from grpo_jax import types
-from grpo_jax.rewards import combine
 
 _VOLATILE = ("time/", "memory/")
 
@@ -187,30 +185,27 @@ def _finite(
 
 
 def completion_records(
-  problems: Sequence[types.Problem],
-  completions: Sequence[str],
-  scores: combine.Scores,
-  lengths: Shaped[np.ndarray, " B"],
-  truncated: Bool[np.ndarray, " B"],
+  completions: types.Completions,
 ) -> Iterator[dict[str, Any]]:
-  """Yields B records; lengths are in tokens, a missing reward is null."""
-  for row, (problem, completion) in enumerate(
-    zip(problems, completions, strict=True)
+  """Yields a record for each that was scored; a missing reward is null."""
+  rewards = completions.rewards
+  for row, (problem, text) in enumerate(
+    zip(completions.problems, completions.texts, strict=True)
   ):
     yield {
       "question": problem.question,
       "answer": problem.answer,
-      "completion": completion,
-      "reward": _scalar(scores.rewards[row]) if scores.valid[row] else None,
-      "terms": _finite({k: _scalar(v[row]) for k, v in scores.terms.items()}),
+      "completion": text,
+      "reward": _scalar(rewards.total[row]) if rewards.valid[row] else None,
+      "terms": _finite({k: _scalar(v[row]) for k, v in rewards.terms.items()}),
       # Of what terms log besides, such as outcomes, what is not 0.
       "metrics": {
         k: _scalar(v[row])
-        for k, v in scores.metrics.items()
+        for k, v in rewards.metrics.items()
         if v[row] and not np.isnan(v[row])
       },
-      "length": int(lengths[row]),
-      "truncated": bool(truncated[row]),
+      "length": int(completions.lengths[row]),
+      "truncated": bool(completions.truncated[row]),
     }
 
 
@@ -226,19 +221,9 @@ class CompletionsLog:
     path = pathlib.Path(workdir) / "completions.jsonl"
     self._lines = JsonLines(path, restored)
 
-  def write(
-    self,
-    step: int,
-    problems: Sequence[types.Problem],
-    completions: Sequence[str],
-    scores: combine.Scores,
-    lengths: Shaped[np.ndarray, " B"],
-    truncated: Bool[np.ndarray, " B"],
-  ) -> None:
-    """Appends B lines, see `completion_records`."""
-    records = completion_records(
-      problems, completions, scores, lengths, truncated
-    )
+  def write(self, step: int, completions: types.Completions) -> None:
+    """Appends a line for each, see `completion_records`."""
+    records = completion_records(completions)
     self._lines.append(*({"step": int(step)} | record for record in records))
 
   def close(self) -> None:

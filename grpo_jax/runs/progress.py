@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from grpo_jax import types
-from grpo_jax.rewards import combine
 
 
 class Column(NamedTuple):
@@ -146,23 +145,22 @@ class Timer:
 
 
 def render(
-  problems: Sequence[types.Problem],
-  completions: Sequence[str],
-  scores: combine.Scores,
+  completions: types.Completions,
   *,
   rows: Sequence[int] = (0,),
   max_characters: int = 2000,
 ) -> str:
   """Some completions as text to print, each under its question and rewards."""
-  blocks = []
+  rewards, blocks = completions.rewards, []
   for row in rows:
-    terms = ", ".join(f"{k} {v[row]:g}" for k, v in scores.terms.items())
-    reward = f"{scores.rewards[row]:g}" if scores.valid[row] else "none"
-    problem = problems[row]
+    terms = ", ".join(f"{k} {v[row]:g}" for k, v in rewards.terms.items())
+    reward = f"{rewards.total[row]:g}" if rewards.valid[row] else "none"
+    problem = completions.problems[row]
     answer = problem.answer.rpartition("####")[2].strip()
     blocks.append(
       f"question: {problem.question}\nreference: {answer}\n"
-      f"reward: {reward} ({terms})\n{quote(completions[row], max_characters)}"
+      f"reward: {reward} ({terms})\n"
+      f"{quote(completions.texts[row], max_characters)}"
     )
   return "\n\n".join(blocks)
 

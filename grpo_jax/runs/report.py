@@ -142,7 +142,9 @@ def _series(
   records: Sequence[Mapping[str, Any]], name: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
   """Steps and values of one metric, where it was written and finite."""
-  pairs = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+  pairs = [
+    (r["step"], r[name]) for r in records if name and r.get(name) is not None
+  ]
   x, y = zip(*pairs, strict=True) if pairs else ((), ())
   return np.array(x), np.array(y, np.float64)
 

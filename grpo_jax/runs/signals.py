@@ -1,7 +1,16 @@
 """Stopping between steps: a signal asks, the loop saves and leaves."""
 
+import enum
 import signal
 from types import FrameType
+
+
+class Outcome(enum.Enum):
+  """What a stage's `run` came to."""
+
+  FINISHED = "finished"
+  # By a signal; the same command goes on from there.
+  STOPPED = "stopped"
 
 
 class StopRequest:

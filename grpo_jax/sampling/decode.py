@@ -10,9 +10,10 @@ batch a row came in.
 import dataclasses
 import functools
 
+import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from grpo_jax import sharding
 from grpo_jax.models import heads, transformer
@@ -66,6 +67,81 @@ class SamplingParams:
     return whole and self.temperature > 0
 
 
+@flax.struct.dataclass
+class DrawState:
+  """What rows have drawn so far.
+
+  Attributes:
+    tokens: 0 where nothing is drawn.
+    logprobs: of the tokens, in nats; 0 where nothing is drawn.
+    mask: which slots hold a token, a row's stop token included.
+    last: each row's latest draw; it means nothing once the row has ended.
+    alive: which rows have drawn no stop token.
+  """
+
+  tokens: Int[Array, "P G N"]
+  logprobs: Float[Array, "P G N"]
+  mask: Bool[Array, "P G N"]
+  last: Int[Array, "P G"]
+  alive: Bool[Array, "P G"]
+
+
+def draw(
+  logits: Float[Array, "P G V"],
+  keys: Key[Array, "P G"],
+  n: int | Int[Array, ""],
+  *,
+  sampling: SamplingParams,
+) -> tuple[Int[Array, "P G"], Float[Array, "P G"]]:
+  """Returns a token for each row, and its log-probability in nats.
+
+  Args:
+    logits: of the model.
+    keys: one for each row, the same at every slot.
+    n: slot that is drawn for; folded into the keys.
+    sampling: the distribution; the log-probability is of what its filters and
+      its temperature leave.
+  """
+  logprobs = logits_lib.process(
+    logits,
+    temperature=sampling.temperature,
+    top_k_=sampling.top_k,
+    top_p_=sampling.top_p,
+    min_p_=sampling.min_p,
+  )
+
+  def one(key, logprobs):
+    token = jax.random.categorical(jax.random.fold_in(key, n), logprobs)
+    return token.astype(jnp.int32), logprobs[token]
+
+  return jax.vmap(jax.vmap(one))(keys, logprobs)
+
+
+def record(
+  state: DrawState,
+  token: Int[Array, "P G"],
+  logprob: Float[Array, "P G"],
+  n: int | Int[Array, ""],
+  *,
+  eos_ids: tuple[int, ...],
+) -> DrawState:
+  """Returns the state with what rows that are alive have drawn in slot n.
+
+  A stop token is recorded, and ends its row.
+  """
+
+  def put(x, value):
+    return jax.lax.dynamic_update_slice_in_dim(x, value[..., None], n, axis=2)
+
+  return DrawState(
+    tokens=put(state.tokens, jnp.where(state.alive, token, 0)),
+    logprobs=put(state.logprobs, jnp.where(state.alive, logprob, 0.0)),
+    mask=put(state.mask, state.alive),
+    last=token,
+    alive=state.alive & ~_is_any(token, eos_ids),
+  )
+
+
 @functools.partial(jax.jit, static_argnames=("cfg", "sampling", "eos_ids"))
 def sample(
   params: Params,
@@ -96,100 +172,74 @@ def sample(
   num_prompts, group = prompts.tokens.shape[0], sampling.group_size
   length = sampling.max_new_tokens
   params = transformer.unstack(params, cfg)
-  hidden, prompt = transformer.prefill(
-    params, cfg, prompts.tokens, prompts.mask
-  )
+  ids, mask = jnp.asarray(prompts.tokens), jnp.asarray(prompts.mask)
+  hidden, prompt = transformer.prefill(params, cfg, ids, mask)
   rows = first_row + jnp.arange(num_prompts * group, dtype=jnp.int32)
-  rows = _split_group(rows.reshape(num_prompts, group), prompts.tokens)
+  rows = _split_group(rows.reshape(num_prompts, group), ids)
   keys = jax.vmap(jax.vmap(lambda row: jax.random.fold_in(key, row)))(rows)
-  starts = transformer.completion_positions(prompts.mask, group, 1)
+  starts = transformer.completion_positions(mask, group, 1)
 
-  def draw(hidden, n):
-    logprobs = logits_lib.process(
-      heads.logits(params, cfg, hidden),
-      temperature=sampling.temperature,
-      top_k_=sampling.top_k,
-      top_p_=sampling.top_p,
-      min_p_=sampling.min_p,
-    )
-
-    def one(key, logprobs):
-      token = jax.random.categorical(jax.random.fold_in(key, n), logprobs)
-      return token.astype(jnp.int32), logprobs[token]
-
-    return jax.vmap(jax.vmap(one))(keys, logprobs)
-
-  def record(state, token, logprob, n):
-    alive = state["alive"]
-
-    def put(x, value):
-      return jax.lax.dynamic_update_slice_in_dim(x, value[..., None], n, axis=2)
-
-    return state | {
-      "token": token,
-      "tokens": put(state["tokens"], jnp.where(alive, token, 0)),
-      "logprobs": put(state["logprobs"], jnp.where(alive, logprob, 0.0)),
-      "mask": put(state["mask"], alive),
-      "alive": alive & ~_is_any(token, eos_ids),
-    }
-
-  def empty(dtype):
-    return _split_group(
-      jnp.zeros((num_prompts, group, length), dtype), prompts.tokens
-    )
+  def draw_at(hidden, n):
+    return draw(heads.logits(params, cfg, hidden), keys, n, sampling=sampling)
 
   hidden = _split_group(
     jnp.broadcast_to(hidden[:, None], (num_prompts, group, hidden.shape[-1])),
-    prompts.tokens,
+    ids,
   )
-  state = {
-    "alive": rows >= 0,
-    "tokens": empty(jnp.int32),
-    "logprobs": empty(jnp.float32),
-    "mask": empty(jnp.bool),
-    "token": rows,
-  }
-  state = record(state, *draw(hidden, 0), 0)
+  state = record(
+    _nothing_drawn(rows, length, ids),
+    *draw_at(hidden, 0),
+    0,
+    eos_ids=eos_ids,
+  )
 
   def step(carry):
     state, cache, n = carry
     hidden, trace = transformer.forward(
       params,
       cfg,
-      state["token"][..., None],
+      state.last[..., None],
       starts + (n - 1),
-      state["alive"][..., None],
+      state.alive[..., None],
       prompt=prompt,
       cache=cache,
     )
-    state = record(state, *draw(hidden[:, :, 0], n), n)
+    state = record(state, *draw_at(hidden[:, :, 0], n), n, eos_ids=eos_ids)
     return state, transformer.Cache(trace.layers, cache.length + 1), n + 1
 
   # One loop for each size of the cache; a loop with no row alive ends at once.
-  cache = transformer.empty_cache(
-    cfg, rows, min(sampling.cache_chunk, length - 1)
-  )
+  chunk = sampling.cache_chunk
+  cache = transformer.empty_cache(cfg, rows, min(chunk, length - 1))
   n = jnp.int32(1)
-  for slots in range(
-    sampling.cache_chunk,
-    length - 1 + sampling.cache_chunk,
-    sampling.cache_chunk,
-  ):
+  for slots in range(chunk, length - 1 + chunk, chunk):
     slots = min(slots, length - 1)
     cache = transformer.grow(cache, slots)
     state, cache, n = jax.lax.while_loop(
-      lambda carry, slots=slots: (
-        (carry[2] <= slots) & jnp.any(carry[0]["alive"])
-      ),
+      lambda carry, slots=slots: (carry[2] <= slots) & jnp.any(carry[0].alive),
       step,
       (state, cache, n),
     )
   return Rollout(
     prompts=prompts,
-    tokens=state["tokens"],
-    completion_mask=state["mask"],
-    logprobs=state["logprobs"],
-    truncated=state["alive"],
+    tokens=state.tokens,
+    completion_mask=state.mask,
+    logprobs=state.logprobs,
+    truncated=state.alive,
+  )
+
+
+def _nothing_drawn(
+  rows: Int[Array, "P G"], length: int, prompts: Int[Array, "P S"]
+) -> DrawState:
+  def empty(dtype):
+    return _split_group(jnp.zeros((*rows.shape, length), dtype), prompts)
+
+  return DrawState(
+    tokens=empty(jnp.int32),
+    logprobs=empty(jnp.float32),
+    mask=empty(jnp.bool),
+    last=jnp.zeros_like(rows),
+    alive=rows >= 0,
   )
 
 
@@ -207,9 +257,10 @@ def _split_group(x: Array, prompts: Int[Array, "P S"]) -> Array:
     return x
   mesh = jax.sharding.get_abstract_mesh()
   axes = sharding.split_rows(mesh, *x.shape[:2])
-  if sharding.row_spec(prompts)[0] != axes[0]:
+  (given,) = sharding.row_spec(prompts) or (None,)
+  if given != axes[0]:
     raise ValueError(
-      f"Prompts are split over {sharding.row_spec(prompts)[0]}, and"
+      f"Prompts are split over {given}, and"
       f" {x.shape[0]} prompts x {x.shape[1]} completions need {axes[0]}."
     )
   return sharding.reshard(x, (*axes, *(None,) * (x.ndim - 2)))

@@ -1,6 +1,6 @@
-"""Completions of many problems, batch by batch.
+"""Completions of many problems, batch by batch: the only way to draw them.
 
-P prompts a batch, k completions each, N completion slots. What is drawn for a
+P prompts a batch, G completions each, N completion slots. What is drawn for a
 problem depends on its place among the problems, not on the batches.
 """
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Key
 
 from grpo_jax import sharding
 from grpo_jax.data import prompts
@@ -17,33 +17,63 @@ from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.sampling import decode
-from grpo_jax.types import Problem
+from grpo_jax.types import Completions, Problem, PromptBatch, Rollout
 
 
-class Completions(NamedTuple):
-  """Completions of up to P problems; row p * k + i answers problem p.
+class Policy(NamedTuple):
+  """A model that is asked, and where it lies.
 
   Attributes:
-    problems: of each row.
-    texts: without prompt and stop token.
-    lengths: in tokens, the stop token included.
-    truncated: ran out of room before a stop token.
+    params: its parameters.
+    cfg: the model.
+    tok: its tokenizer.
+    mesh: that the parameters are on.
+    step: of the checkpoint that they are from.
   """
 
-  problems: list[Problem]
-  texts: list[str]
-  lengths: Int[np.ndarray, " rows"]
-  truncated: Bool[np.ndarray, " rows"]
+  params: Params
+  cfg: ModelConfig
+  tok: tokenizer.Tokenizer
+  mesh: Mesh
+  step: int = 0
+
+
+def draw(
+  policy: Policy,
+  batch: PromptBatch,
+  key: Key[Array, ""],
+  sampling: decode.SamplingParams,
+  first_row: int = 0,
+) -> Rollout:
+  """Returns G completions of each prompt, on the host.
+
+  Args:
+    policy: whom to ask.
+    batch: of P prompts, on the host.
+    key: of the draws.
+    sampling: how to draw.
+    first_row: number of the first completion among all under this key.
+  """
+  axes = sharding.split_rows(
+    policy.mesh, len(batch.tokens), sampling.group_size
+  )
+  rollout = decode.sample(
+    policy.params,
+    policy.cfg,
+    sharding.place(policy.mesh, batch, axes[:1]),
+    key,
+    sampling=sampling,
+    eos_ids=policy.tok.eos_ids,
+    first_row=first_row,
+  )
+  return sharding.to_host(rollout)
 
 
 def generate(
-  params: Params,
-  cfg: ModelConfig,
-  tok: tokenizer.Tokenizer,
+  policy: Policy,
   problems: Sequence[Problem],
   encoded: Sequence[np.ndarray],
   key: Key[Array, ""],
-  mesh: Mesh,
   *,
   prompt_slots: int,
   prompts_per_batch: int,
@@ -53,44 +83,54 @@ def generate(
   """Yields `sampling.group_size` completions of each problem, in their order.
 
   Args:
-    params: of the policy.
-    cfg: the model.
-    tok: its tokenizer.
+    policy: whom to ask.
     problems: with their prompts.
     encoded: ids of each prompt; both are what `prompts.ask` returned.
     key: of the draws.
-    mesh: to place prompts on.
     prompt_slots: S, at least the tokens of the longest prompt.
     prompts_per_batch: P; the last batch is filled up, so that there is one
       program.
     sampling: how to draw.
     first_batch: of those to yield; the ones before it are not drawn.
   """
-  size, k = prompts_per_batch, sampling.group_size
-  axes = sharding.split_rows(mesh, size, k)
+  size, group = prompts_per_batch, sampling.group_size
   for start in range(first_batch * size, len(problems), size):
     ids = list(encoded[start : start + size])
     real = len(ids)
     ids += [ids[-1]] * (size - real)
-    batch = prompts.pad_prompts(ids, tok, prompt_slots)
-    rollout = decode.sample(
-      params,
-      cfg,
-      sharding.place(mesh, batch, axes[:1]),
-      key,
-      sampling=sampling,
-      eos_ids=tok.eos_ids,
-      first_row=start * k,
-    )
-    tokens, mask, truncated = sharding.to_host(
-      (rollout.tokens, rollout.completion_mask, rollout.truncated)
-    )
-    yield Completions(
-      [p for p in problems[start : start + size] for _ in range(k)],
-      decoded(tok, tokens[:real], mask[:real]),
-      mask[:real].sum(axis=-1).ravel(),
-      truncated[:real].ravel(),
-    )
+    batch = prompts.pad_prompts(ids, policy.tok, prompt_slots)
+    rollout = draw(policy, batch, key, sampling, start * group)
+    yield completions_of(
+      policy.tok,
+      [p for p in problems[start : start + size] for _ in range(group)],
+      rollout,
+    ).replace(rollout=None)
+
+
+def completions_of(
+  tok: tokenizer.Tokenizer, rows: Sequence[Problem], rollout: Rollout
+) -> Completions:
+  """Returns the first groups of a rollout as text, one for each G of `rows`.
+
+  Args:
+    tok: of the policy.
+    rows: the problem of each completion; the prompts behind them are left out.
+    rollout: on the host.
+  """
+  group = rollout.tokens.shape[1]
+  count = len(rows) // group
+  tokens, mask, truncated = (
+    np.asarray(x)[:count]
+    for x in (rollout.tokens, rollout.completion_mask, rollout.truncated)
+  )
+  return Completions(
+    list(rows),
+    decoded(tok, tokens, mask),
+    mask.sum(axis=-1).ravel(),
+    truncated.ravel(),
+    group,
+    rollout=rollout,
+  )
 
 
 def decoded(

@@ -1,18 +1,20 @@
-"""One readable loop each: `run(config, workdir)`.
+"""The stages: each module has `run(config, workdir) -> Outcome`.
 
 Beside it stand `check(config)`, which says in one sentence what cannot be run,
 and `SCHEMA`, what the stage's config may hold.
 """
 
 import importlib
-import types
+from types import ModuleType
 
-# A stage is the module of its name.
-STAGES = (
+from grpo_jax import errors
+
+NAMES = (
   "chain",
   "distill",
   "evaluate",
   "export",
+  "preference",
   "preferences",
   "pretrain",
   "rejection",
@@ -22,6 +24,11 @@ STAGES = (
 )
 
 
-def load(name: str) -> types.ModuleType:
-  """The module of a stage, which is imported now, and JAX with it."""
+def load(name: str) -> ModuleType:
+  """Returns the module of a stage, which is imported now, and JAX with it.
+
+  Raises:
+    ConfigError: there is no such stage.
+  """
+  errors.check_choice("config.stage", name, NAMES)
   return importlib.import_module(f"grpo_jax.stages.{name}")

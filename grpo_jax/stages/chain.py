@@ -16,13 +16,15 @@ from grpo_jax import configs, errors, schema, stages
 from grpo_jax.runs import directory, progress, report
 from grpo_jax.runs import log as run_log
 from grpo_jax.runs import source as source_lib
+from grpo_jax.runs.signals import Outcome
+from grpo_jax.stages import claim
 
 _DONE = "done.jsonl"
 _WORKDIR = "{workdir}"
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
-  """Runs the steps of a chain in their order; returns whether all are done.
+def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
+  """Runs the steps of a chain in their order.
 
   `config.steps` holds the config of each step by its name, which is also its
   directory's; `config.order` says which come when. In their texts "{workdir}"
@@ -36,7 +38,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   """
   check(config)
   require_sources(config)
-  directory.claim(workdir, config.to_dict())
+  claim.claim(config, workdir)
   seconds = {row["name"]: row["seconds"] for row in _done(workdir)}
   for number, name in enumerate(config.order, start=1):
     title = f"[{number}/{len(config.order)}] {name}"
@@ -46,10 +48,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     progress.say(f"\n{title}:")
     step = filled(config.steps[name], workdir)
     began = time.monotonic()
-    stage = stages.load(step.stage)
-    if stage.run(step, workdir / name) is False:
+    outcome = stages.load(step.stage).run(step, workdir / name)
+    if outcome is Outcome.STOPPED:
       progress.say(f"Stopped in {name}; the same command goes on from there.")
-      return False
+      return Outcome.STOPPED
     seconds[name] = time.monotonic() - began
     # A step that was stopped in between counts its last start only.
     lines = run_log.JsonLines(workdir / _DONE, restored=number - 1)
@@ -61,7 +63,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   text = report.results_table(workdir, **config.table.to_dict())
   directory.write_text(workdir / "table.txt", text + "\n")
   progress.say(text)
-  return True
+  return Outcome.FINISHED
 
 
 def filled(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
@@ -84,7 +86,7 @@ def filled(config: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
 
 def _of_its_stage(step: Mapping[str, Any]) -> schema.Node:
   name = step.get("stage")
-  return stages.load(name).SCHEMA if name in stages.STAGES else schema.Free()
+  return stages.load(name).SCHEMA if name in stages.NAMES else schema.Free()
 
 
 SCHEMA = schema.Fields(
@@ -112,10 +114,10 @@ def check(config: ConfigDict) -> None:
       )
   for name in config.order:
     stage = config.steps[name].stage
-    if stage not in stages.STAGES:
+    if stage not in stages.NAMES:
       raise errors.ConfigError(
         f"config.steps.{name}.stage={stage!r} is no stage;"
-        f" {errors.nearest(stage, stages.STAGES)}"
+        f" {errors.nearest(stage, stages.NAMES)}"
       )
 
 

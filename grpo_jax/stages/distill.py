@@ -16,22 +16,22 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, schema, sharding
+from grpo_jax import configs, schema
 from grpo_jax.data import conversations, datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.losses import distill, policy
-from grpo_jax.models import heads, moe, scoring, transformer
+from grpo_jax.models import heads, scoring, transformer
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rl import experience
-from grpo_jax.runs import directory, progress
+from grpo_jax.runs import progress
 from grpo_jax.runs import source as source_lib
-from grpo_jax.sampling import decode
-from grpo_jax.stages import rl, sections
+from grpo_jax.runs.signals import Outcome
+from grpo_jax.sampling import decode, generate
+from grpo_jax.stages import sections, setup
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train.update import make_update
 from grpo_jax.types import TextBatch
@@ -45,8 +45,8 @@ _COLUMNS = (
 )
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
-  """Trains `config.source` towards `config.teacher`; returns whether to go on.
+def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
+  """Trains `config.source` towards `config.teacher`.
 
   Raises:
     ValueError: a field of the config is unknown or does not fit the others, or
@@ -54,82 +54,79 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     FileNotFoundError: there is no policy, no teacher or no dataset.
   """
   check(config)
-  mesh = sharding.make_mesh(config.mesh.to_dict())
-  jax.set_mesh(mesh)
+  with setup.open_run(config, workdir) as run:
+    pieces, cfg = config.batch.num_microbatches, run.cfg
+    for count in num_rows(config):
+      rows = run.rows(count // pieces)
+    batch, total_steps = make_batches(run)
+    tx, learning_rate = optimizer.make_optimizer(
+      total_steps, **config.optimizer
+    )
+    run.claim()
+    if run.is_finished(total_steps):
+      return Outcome.FINISHED
+    run.describe(cfg, run.tok)
+    teacher_cfg, teacher, _ = source_lib.load_policy(
+      config.teacher, run.mesh, frozen=True, **config.model
+    )
+    loss = functools.partial(
+      _OBJECTIVES[config.objective], cfg=cfg, teacher_cfg=teacher_cfg
+    )
+    if config.objective == "divergence":
+      loss = functools.partial(loss, **config.divergence)
+    trained = loop.train(
+      workdir,
+      run.mesh,
+      run.schedule(total_steps),
+      loop.Task(
+        specs=params_lib.param_specs(cfg),
+        start=run.load,
+        tx=tx,
+        learning_rate=learning_rate,
+        update=make_update(
+          loss,
+          tx,
+          num_microbatches=pieces,
+          router_bias_rate=config.router_bias_rate,
+        ),
+        batches=loop.ByStep(batch),
+        rows=rows,
+        frozen=(teacher,),
+        columns=_COLUMNS,
+      ),
+    )
+  return Outcome.FINISHED if trained.finished else Outcome.STOPPED
+
+
+def make_batches(
+  run: setup.Run,
+) -> tuple[Callable[[int], TextBatch | Callable[[Params], TextBatch]], int]:
+  """Returns the batch of a step, or what writes it, and the number of steps."""
+  config, texts, write = run.config, None, None
   share, total_steps = config.on_policy_share, config.total_steps
-  pieces = config.batch.num_microbatches
-  for count in num_rows(config):
-    rows = sharding.split_rows(mesh, count // pieces)[:1]
-  tok = tokenizer.load(source_lib.tokenizer_directory(config.source))
-  template = prompts.read_template(config.prompts.template, chat_too=True)
-  data_dir = pathlib.Path(config.data_dir).expanduser()
-  cfg = source_lib.read_model(config.source, **config.model)
-  moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)
-  given = config, tok, template, data_dir
   if share < 1:
-    texts = make_texts(*given)
+    texts = make_texts(run)
     total_steps = total_steps or texts.num_steps
   if share > 0:
-    write = make_write(*given, cfg, mesh)
-  tx, learning_rate = optimizer.make_optimizer(total_steps, **config.optimizer)
+    write = make_write(run)
 
   def batch(step: int) -> TextBatch | Callable[[Params], TextBatch]:
     chance = np.random.default_rng([config.seed, _CHOOSE, step]).random()
-    if chance < share:
+    if write is not None and chance < share:
       return functools.partial(write, step)
+    assert texts is not None  # For the share is below 1.
     return texts(step % texts.num_steps)
 
-  directory.claim(workdir, config.to_dict())
-  if loop.is_finished(workdir, total_steps):
-    progress.say(f"{workdir} already holds all {total_steps} steps.")
-    return True
-  tok.save(workdir / "tokenizer")
-  directory.save_model(workdir, cfg)
-  teacher_cfg, teacher, _ = source_lib.load_policy(
-    config.teacher, mesh, frozen=True, **config.model
-  )
-  loss = functools.partial(
-    _OBJECTIVES[config.objective], cfg=cfg, teacher_cfg=teacher_cfg
-  )
-  if config.objective == "divergence":
-    loss = functools.partial(loss, **config.divergence)
-  update = make_update(
-    loss,
-    tx,
-    num_microbatches=pieces,
-    router_bias_rate=config.router_bias_rate,
-  )
-  return loop.train(
-    workdir,
-    mesh,
-    specs=params_lib.param_specs(cfg),
-    start=lambda: source_lib.load_policy(config.source, mesh)[1],
-    tx=tx,
-    learning_rate=learning_rate,
-    update=update,
-    batches=loop.ByStep(batch),
-    rows=rows,
-    num_tokens=loop.text_tokens,
-    total_steps=total_steps,
-    log_every=config.log_every,
-    checkpoint_every=config.checkpoint.every,
-    keep=config.checkpoint.keep,
-    frozen=(teacher,),
-    columns=_COLUMNS,
-  ).finished
+  return batch, total_steps
 
 
-def make_texts(
-  config: ConfigDict,
-  tok: tokenizer.Tokenizer,
-  template: str,
-  data_dir: pathlib.Path,
-) -> conversations.ConversationSource:
+def make_texts(run: setup.Run) -> conversations.ConversationSource:
   """Returns the packed conversations of `config.data`, by step."""
+  config = run.config
   texts = conversations.ConversationSource(
-    datasets.load(**config.data, data_dir=data_dir),
-    tok,
-    template,
+    datasets.load(**config.data, data_dir=run.data_dir),
+    run.tok,
+    run.template,
     num_rows=config.batch.num_rows,
     row_length=config.batch.row_length,
     num_epochs=config.num_epochs,
@@ -143,34 +140,28 @@ def make_texts(
   return texts
 
 
-def make_write(
-  config: ConfigDict,
-  tok: tokenizer.Tokenizer,
-  template: str,
-  data_dir: pathlib.Path,
-  cfg: ModelConfig,
-  mesh: Mesh,
-) -> Callable[[int, Params], TextBatch]:
+def make_write(run: setup.Run) -> Callable[[int, Params], TextBatch]:
   """Returns what the policy writes at a step, as a function of its parameters.
 
   P prompts of `config.prompts`, G completions each, are P * G rows.
   """
+  config = run.config
   source = prompts.PromptSource(
-    datasets.load(**config.prompts.data, data_dir=data_dir),
-    tok,
-    template,
+    datasets.load(**config.prompts.data, data_dir=run.data_dir),
+    run.tok,
+    run.template,
     num_prompts=config.prompts.num_prompts,
     prompt_slots=config.prompts.prompt_slots,
     seed=config.seed,
   )
   sampling = decode.SamplingParams(**config.sampling)
-  root_key = jax.random.key(config.seed)
-  sample_key = jax.random.fold_in(root_key, _SAMPLE)
+  sample_key = run.key(_SAMPLE)
 
   def write(step: int, params: Params) -> TextBatch:
     batch, _ = source(step)
+    policy = generate.Policy(params, run.cfg, run.tok, run.mesh)
     key = jax.random.fold_in(sample_key, step)
-    rollout = rl.draw(params, cfg, batch, key, sampling, tok, mesh)
+    rollout = generate.draw(policy, batch, key, sampling)
     rollout = experience.trim(rollout, config.batch.length_multiple)
     return experience.as_text(rollout)
 

@@ -2,18 +2,19 @@
 
 import pathlib
 
-import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, schema, sharding
+from grpo_jax import configs, schema
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import config as config_lib
 from grpo_jax.models import hf, lora
 from grpo_jax.runs import progress
 from grpo_jax.runs import source as source_lib
+from grpo_jax.runs.signals import Outcome
+from grpo_jax.stages import setup
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
   """Writes the policy of `config.source` to `workdir`, with its tokenizer.
 
   Adapters are merged into their base, or written without it where
@@ -28,17 +29,18 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   check(config)
   hf.check_target(workdir)
   tok = tokenizer.load(source_lib.tokenizer_directory(config.source))
-  mesh = sharding.make_mesh(config.mesh.to_dict())
-  jax.set_mesh(mesh)
-  if config.adapters_only:
-    run = source_lib.load_adapters(config.source, mesh)
-    cfg, step, what = run.cfg, run.step, "Adapters"
-    lora.save(workdir, cfg, run.settings, run.adapters, base=str(run.base))
-  else:
-    cfg, params, step = source_lib.load_policy(config.source, mesh)
-    what = "The policy"
-    hf.save(workdir, cfg, params, tok, **config.save)
+  with setup.open_run(config, workdir) as run:
+    if config.adapters_only:
+      found = source_lib.load_adapters(config.source, run.mesh)
+      cfg, step, what = found.cfg, found.step, "Adapters"
+      base = str(found.base)
+      lora.save(workdir, cfg, found.settings, found.adapters, base=base)
+    else:
+      cfg, params, step = source_lib.load_policy(config.source, run.mesh)
+      what = "The policy"
+      hf.save(workdir, cfg, params, tok, **config.save)
   progress.say(f"{what} after step {step} of {config.source}: in {workdir}.")
+  return Outcome.FINISHED
 
 
 SCHEMA = schema.Fields(configs.export, {"save": schema.Options(hf.save)})

@@ -22,7 +22,8 @@ a stopped run goes on and writes the same. P problems a batch, K completions.
 import collections
 import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,21 +34,23 @@ from grpo_jax import configs, errors, schema, sharding
 from grpo_jax.curation import annotate
 from grpo_jax.data import datasets, prompts, records
 from grpo_jax.data.tokenizers import tokenizer
+from grpo_jax.evaluation import ask
 from grpo_jax.rewards import combine
-from grpo_jax.runs import directory, progress
+from grpo_jax.rewards import section as section_lib
 from grpo_jax.runs import log as run_log
+from grpo_jax.runs import progress
 from grpo_jax.runs import source as source_lib
-from grpo_jax.runs.signals import StopRequest
+from grpo_jax.runs.signals import Outcome, StopRequest
 from grpo_jax.sampling import decode, generate
-from grpo_jax.stages import sections
+from grpo_jax.stages import sections, setup
 from grpo_jax.types import Problem
 
 # What a random number is for; batches and rows are folded in after it.
 _COMPLETIONS, _CONTINUATIONS = 0, 1
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
-  """Draws, compares and writes a dataset; returns whether it is written.
+def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
+  """Draws, compares and writes a dataset.
 
   Raises:
     ValueError: a field of the config is unknown or does not fit, or nothing is
@@ -55,89 +58,100 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     FileNotFoundError: the source is missing.
   """
   check(config)
-  mesh = sharding.make_mesh(config.mesh.to_dict())
-  jax.set_mesh(mesh)
-  source_lib.require_source(config.source)
-  template = prompts.read_template(config.prompts.template, chat_too=True)
-  tok = tokenizer.load(source_lib.tokenizer_directory(config.source))
-  data_dir = pathlib.Path(config.data_dir).expanduser()
-  problems = datasets.load(**config.data, data_dir=data_dir)
-  count = min(config.num_problems or len(problems), len(problems))
-  problems, encoded = prompts.ask(
-    [problems[i] for i in range(count)],
-    template,
-    tok,
-    config.prompts.prompt_slots,
-  )
-  size = min(config.prompts.prompts_per_batch, count)
-  sharding.split_rows(mesh, size, config.sampling.group_size)
-  directory.claim(workdir, config.to_dict())
-  dataset, log = workdir / "dataset", workdir / "drawn.jsonl"
-  if records.is_dataset(dataset):
-    progress.say(f"{dataset} is already written.")
-    return True
+  with setup.open_run(config, workdir) as run:
+    source_lib.require_source(config.source)
+    problems = datasets.load(**config.data, data_dir=run.data_dir)
+    count = min(config.num_problems or len(problems), len(problems))
+    problems, encoded = prompts.ask(
+      [problems[i] for i in range(count)],
+      run.template,
+      run.tok,
+      config.prompts.prompt_slots,
+    )
+    size = min(config.prompts.prompts_per_batch, count)
+    sharding.split_rows(run.mesh, size, config.sampling.group_size)
+    run.claim()
+    dataset, log = workdir / "dataset", workdir / "drawn.jsonl"
+    if records.is_dataset(dataset):
+      progress.say(f"{dataset} is already written.")
+      return Outcome.FINISHED
+    run.tok.save(workdir / "tokenizer")
+    annotator = annotate.Annotator(
+      ask.load_policy(config.source, run.mesh, frozen=True, **config.model),
+      size,
+      config.prompts.prompt_slots,
+      decode.SamplingParams(**config.sampling),
+    )
+    batches = draw(
+      annotator,
+      problems,
+      encoded,
+      run.key(_COMPLETIONS),
+      rewards=config.rewards,
+      first_batch=_lines(log),
+    )
+    found = map(converter(run, annotator), batches)
+    if not keep(found, log, -(-count // size)):
+      return Outcome.STOPPED
+    write(run, annotator.model.step, count, run_log.read(log))
+  return Outcome.FINISHED
 
-  cfg, params, step = source_lib.load_policy(
-    config.source, mesh, frozen=True, **config.model
-  )
-  tok.save(workdir / "tokenizer")
-  policy = annotate.Policy(
-    params,
-    cfg,
-    tok,
-    mesh,
-    size,
-    config.prompts.prompt_slots,
-    decode.SamplingParams(**config.sampling),
-  )
-  key = jax.random.key(config.seed)
-  convert = {
+
+def converter(
+  run: setup.Run, annotator: annotate.Annotator
+) -> Callable[[annotate.Drawn], annotate.Found]:
+  """Returns what makes records of a batch, by `config.kind`."""
+  config = run.config
+  return {
     "labels": annotate.labels_of,
     "pairs": functools.partial(
       annotate.pairs_of, seed=config.seed, **config.pairs
     ),
     "steps": functools.partial(
       annotate.steps_of,
-      policy=policy,
+      annotator=annotator,
       rewards=config.rewards,
-      key=jax.random.fold_in(key, _CONTINUATIONS),
+      key=run.key(_CONTINUATIONS),
       **config.steps,
     ),
   }[config.kind]
-  batches = draw(
-    policy,
-    problems,
-    encoded,
-    jax.random.fold_in(key, _COMPLETIONS),
-    rewards=config.rewards,
-    first_batch=_lines(log),
-  )
-  if not keep(map(convert, batches), log, -(-count // size)):
-    return False
-  lines = run_log.read(log)
-  counts = collections.Counter()
+
+
+def write(
+  run: setup.Run, step: int, count: int, lines: Sequence[Mapping[str, Any]]
+) -> None:
+  """Writes the dataset, with where it comes from.
+
+  Args:
+    run: of this stage.
+    step: of the source's checkpoint.
+    count: of problems.
+    lines: what was kept of each batch.
+  """
+  config, counts = run.config, collections.Counter()
   for line in lines:
     counts.update(line["counts"])
   rows = [record for line in lines for record in line["records"]]
+  dataset = run.workdir / "dataset"
   progress.say(f"{len(rows):,} records in {dataset}; {dict(counts)}")
-  if jax.process_index() == 0:
-    records.write(
-      dataset,
-      rows,
-      {
-        "stage": config.stage,
-        "config": config.to_dict(),
-        "source": {"path": str(config.source), "step": step},
-        "tokenizer": tokenizer.fingerprint(tok),
-        "counts": {"problems": count} | dict(counts),
-        "seed": config.seed,
-      },
-    )
-  return True
+  if jax.process_index() > 0:
+    return
+  records.write(
+    dataset,
+    rows,
+    {
+      "stage": config.stage,
+      "config": config.to_dict(),
+      "source": {"path": str(config.source), "step": step},
+      "tokenizer": tokenizer.fingerprint(run.tok),
+      "counts": {"problems": count} | dict(counts),
+      "seed": config.seed,
+    },
+  )
 
 
 def draw(
-  policy: annotate.Policy,
+  annotator: annotate.Annotator,
   problems: Sequence[Problem],
   encoded: Sequence[np.ndarray],
   key: Key[Array, ""],
@@ -146,18 +160,15 @@ def draw(
   first_batch: int,
 ) -> Iterator[annotate.Drawn]:
   """Yields completions of the problems, batch by batch, and their rewards."""
-  size = policy.prompts_per_batch
+  size = annotator.prompts_per_batch
   batches = generate.generate(
-    policy.params,
-    policy.cfg,
-    policy.tok,
+    annotator.model,
     problems,
     encoded,
     key,
-    policy.mesh,
-    prompt_slots=policy.prompt_slots,
+    prompt_slots=annotator.prompt_slots,
     prompts_per_batch=size,
-    sampling=policy.sampling,
+    sampling=annotator.sampling,
     first_batch=first_batch,
   )
   for number, batch in enumerate(batches, start=first_batch):
@@ -199,9 +210,9 @@ SCHEMA = schema.Fields(
     "data": sections.DATA,
     "model": sections.MODEL,
     "sampling": sections.SAMPLING,
-    "rewards": combine.SCHEMA,
+    "rewards": section_lib.SCHEMA,
     "pairs": schema.Options(annotate.pairs_of, ("seed",)),
-    "steps": schema.Options(annotate.steps_of, ("policy", "rewards", "key")),
+    "steps": schema.Options(annotate.steps_of, ("annotator", "rewards", "key")),
   },
   choices={"kind": ("labels", "pairs", "steps")},
 )

@@ -11,21 +11,19 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, schema, sharding
+from grpo_jax import configs, schema
 from grpo_jax.data import datasets
 from grpo_jax.data.text import TextSource
 from grpo_jax.data.tokenizers import tokenizer
-from grpo_jax.losses import language
-from grpo_jax.models import moe, scoring
+from grpo_jax.models import moe
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.params import Params
 from grpo_jax.runs import directory, progress
+from grpo_jax.runs.signals import Outcome
 from grpo_jax.stages import describe as describe_lib
-from grpo_jax.stages import sections
-from grpo_jax.train import loop, optimizer
+from grpo_jax.stages import sections, setup
+from grpo_jax.train import loop, optimizer, text_loss
 from grpo_jax.train.update import make_update
-from grpo_jax.types import TextBatch
 
 _TOKENIZER_DOCUMENTS = 20_000
 # The vocabulary is padded to a multiple that every usual `tensor` axis divides,
@@ -33,77 +31,60 @@ _TOKENIZER_DOCUMENTS = 20_000
 _VOCAB_MULTIPLE = 64
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
-  """Trains on packed text; returns whether to go on with what it made.
+def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
+  """Trains on packed text.
 
   Raises:
     ValueError: a field of the config is unknown or does not fit the others.
     FileNotFoundError: a file of text is missing.
   """
   check(config)
-  mesh = sharding.make_mesh(config.mesh.to_dict())
-  jax.set_mesh(mesh)
-  rows = sharding.split_rows(mesh, config.batch.num_rows)[:1]
-  data_dir = pathlib.Path(config.data_dir).expanduser()
-  documents = datasets.load(**config.data, data_dir=data_dir)
-  directory.claim(workdir, config.to_dict())
-  if loop.is_finished(workdir, config.total_steps):
-    progress.say(f"{workdir} already holds all {config.total_steps} steps.")
-    return True
-
-  tok = make_tokenizer(config.tokenizer, documents, workdir / "tokenizer")
-  vocab_size = -(-tok.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
-  cfg = ModelConfig(vocab_size=vocab_size, **config.model)
-  directory.save_model(workdir, cfg)
-  specs = params_lib.param_specs(cfg)
-  progress.say(
-    f"{params_lib.count(specs):,} parameters, {len(documents):,} documents,"
-    f" {tok.vocab_size} tokens in the vocabulary."
-  )
-  batches = TextSource(
-    documents,
-    tok,
-    num_rows=config.batch.num_rows,
-    row_length=config.batch.row_length,
-    seed=config.seed,
-  )
-  tx, learning_rate = optimizer.make_optimizer(
-    config.total_steps, **config.optimizer
-  )
-  update = make_update(
-    functools.partial(loss_fn, cfg=cfg),
-    tx,
-    num_microbatches=config.batch.num_microbatches,
-    router_bias_rate=config.router_bias_rate,
-  )
-  key = jax.random.key(config.seed)
-  return loop.train(
-    workdir,
-    mesh,
-    specs=specs,
-    start=lambda: params_lib.init_params(key, specs, mesh),
-    tx=tx,
-    learning_rate=learning_rate,
-    update=update,
-    batches=batches,
-    rows=rows,
-    num_tokens=loop.text_tokens,
-    total_steps=config.total_steps,
-    log_every=config.log_every,
-    checkpoint_every=config.checkpoint.every,
-    keep=config.checkpoint.keep,
-  ).finished
-
-
-def loss_fn(
-  params: Params, batch: TextBatch, *, cfg: ModelConfig
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Returns the cross-entropy of a packed batch, in nats per token."""
-  scores = scoring.score_text(
-    params, cfg, batch.tokens, batch.positions, batch.segments
-  )
-  loss, metrics = language.cross_entropy(scores.logprobs, batch.weights)
-  return loss, metrics | {"expert_load": scores.load}
+  with setup.open_run(config, workdir) as run:
+    rows = run.rows(config.batch.num_rows)
+    documents = datasets.load(**config.data, data_dir=run.data_dir)
+    run.claim()
+    if run.is_finished(config.total_steps):
+      return Outcome.FINISHED
+    tok = make_tokenizer(config.tokenizer, documents, workdir / "tokenizer")
+    vocab_size = -(-tok.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+    cfg = ModelConfig(vocab_size=vocab_size, **config.model)
+    directory.save_model(workdir, cfg)
+    specs = params_lib.param_specs(cfg)
+    progress.say(
+      f"{params_lib.count(specs):,} parameters, {len(documents):,} documents,"
+      f" {tok.vocab_size} tokens in the vocabulary."
+    )
+    batches = TextSource(
+      documents,
+      tok,
+      num_rows=config.batch.num_rows,
+      row_length=config.batch.row_length,
+      seed=config.seed,
+    )
+    tx, learning_rate = optimizer.make_optimizer(
+      config.total_steps, **config.optimizer
+    )
+    key = jax.random.key(config.seed)
+    trained = loop.train(
+      workdir,
+      run.mesh,
+      run.schedule(config.total_steps),
+      loop.Task(
+        specs=specs,
+        start=lambda: params_lib.init_params(key, specs, run.mesh),
+        tx=tx,
+        learning_rate=learning_rate,
+        update=make_update(
+          functools.partial(text_loss.loss_fn, cfg=cfg, **config.loss),
+          tx,
+          num_microbatches=config.batch.num_microbatches,
+          router_bias_rate=config.router_bias_rate,
+        ),
+        batches=batches,
+        rows=rows,
+      ),
+    )
+  return Outcome.FINISHED if trained.finished else Outcome.STOPPED
 
 
 def make_tokenizer(
@@ -132,6 +113,7 @@ SCHEMA = schema.Fields(
   {
     "data": sections.DATA,
     "model": schema.Options(ModelConfig, ("vocab_size",)),
+    "loss": schema.Options(text_loss.loss_fn, ("cfg",)),
     "optimizer": sections.OPTIMIZER,
   },
   choices={"tokenizer.kind": ("sentencepiece", "bytes")},
@@ -141,6 +123,7 @@ SCHEMA = schema.Fields(
 def check(config: ConfigDict) -> None:
   """Raises ValueError, in one sentence, if the config cannot be run."""
   schema.check(SCHEMA, config)
+  text_loss.check(**config.loss)
   cfg = ModelConfig(vocab_size=1, **config.model)
   moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)
   optimizer.make_optimizer(config.total_steps, **config.optimizer)

@@ -19,7 +19,7 @@ import collections
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,13 +30,14 @@ from grpo_jax import configs, errors, schema, sharding
 from grpo_jax.curation import ask, filters, rewriting, selection
 from grpo_jax.data import datasets, records
 from grpo_jax.data.tokenizers import tokenizer
-from grpo_jax.rewards import combine
+from grpo_jax.rewards import section as section_lib
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import log as run_log
 from grpo_jax.runs import source as source_lib
-from grpo_jax.runs.signals import StopRequest
+from grpo_jax.runs.signals import Outcome, StopRequest
 from grpo_jax.sampling import decode, generate
-from grpo_jax.stages import sections
+from grpo_jax.stages import claim, sections, setup
+from grpo_jax.types import Completions
 
 DATASET, COMPLETIONS, _SOURCES = "dataset", "completions.jsonl", "sources.json"
 _COLUMNS = (
@@ -46,8 +47,8 @@ _COLUMNS = (
 )
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
-  """Writes `workdir/dataset`; returns whether it is there.
+def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
+  """Writes `workdir/dataset`.
 
   Raises:
     ValueError: a field of the config does not fit; or nothing is kept.
@@ -55,27 +56,42 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   """
   rules, ways = check(config)
   if records.is_dataset(workdir / DATASET):
-    directory.claim(workdir, config.to_dict())
+    claim.claim(config, workdir)
     count = records.provenance(workdir / DATASET)["num_records"]
     progress.say(f"{workdir / DATASET} already holds all {count} records.")
-    return True
+    return Outcome.FINISHED
   for name, way in ways.items():
     source_lib.require_source(way.source, f"ways.{name}.source")
-  mesh = sharding.make_mesh(config.mesh.to_dict())
-  jax.set_mesh(mesh)
-  data_dir = pathlib.Path(config.data_dir).expanduser()
-  problems = datasets.load(**config.data.to_dict(), data_dir=data_dir)
-  tests = ask.test_sets(data_dir, **config.decontaminate.to_dict())
-  questions = {
-    name: ask.ask(
-      way,
-      problems,
-      tests,
-      sampling=config.sampling.to_dict(),
-      prompts_per_batch=config.prompts_per_batch,
+  with setup.open_run(config, workdir) as run:
+    problems = datasets.load(**config.data.to_dict(), data_dir=run.data_dir)
+    tests = ask.test_sets(run.data_dir, **config.decontaminate.to_dict())
+    questions = {
+      name: ask.ask(
+        way,
+        problems,
+        tests,
+        sampling=config.sampling.to_dict(),
+        prompts_per_batch=config.prompts_per_batch,
+      )
+      for name, way in ways.items()
+    }
+    check_questions(rules, questions, run.mesh)
+    run.claim()
+    sources = remember_sources(workdir, ways, questions)
+    selected = selection.Selection(
+      dataclasses.replace(rules, tests=tests), ask.asked_again(questions)
     )
-    for name, way in ways.items()
-  }
+    if not sample(run, ways, questions, selected):
+      return Outcome.STOPPED
+  if jax.process_index() == 0:
+    write(run, sources, questions, selected)
+  return Outcome.FINISHED
+
+
+def check_questions(
+  rules: selection.Rules, questions: Mapping[str, ask.Asking], mesh: Mesh
+) -> None:
+  """Raises ValueError where a way has nothing to ask, or it does not fit."""
   for name, asked in questions.items():
     if not asked.problems:
       raise ValueError(
@@ -86,16 +102,21 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     sharding.split_rows(
       mesh, asked.prompts_per_batch, asked.sampling.group_size
     )
-  directory.claim(workdir, config.to_dict())
-  sources = remember_sources(workdir, ways, questions)
-  selected = selection.Selection(
-    dataclasses.replace(rules, tests=tests), ask.asked_again(questions)
-  )
-  if not sample(config, workdir, mesh, ways, questions, selected):
-    return False
-  if jax.process_index() > 0:
-    return True
-  show(workdir / COMPLETIONS)
+
+
+def write(
+  run: setup.Run,
+  sources: Mapping[str, Any],
+  questions: Mapping[str, ask.Asking],
+  selected: selection.Selection,
+) -> None:
+  """Writes what is kept, with where it comes from; and says what was dropped.
+
+  Raises:
+    ValueError: nothing is kept.
+  """
+  completions, dataset = run.workdir / COMPLETIONS, run.workdir / DATASET
+  show(completions)
   total = selected.total()
   if not total["kept"]:
     raise ValueError(
@@ -104,20 +125,20 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
       " better source."
     )
   records.write(
-    workdir / DATASET,
+    dataset,
     (
       selection.record(row)
-      for row in run_log.rows(workdir / COMPLETIONS)
+      for row in run_log.rows(completions)
       if row["dropped"] is None
     ),
     {
-      "stage": config.stage,
-      "seed": config.seed,
+      "stage": run.config.stage,
+      "seed": run.config.seed,
       "sources": sources,
       "contaminated": {name: a.contaminated for name, a in questions.items()},
       "counts": total,
       "ways": selected.counts,
-      "config": config.to_dict(),
+      "config": run.config.to_dict(),
     },
   )
   for name, counts in selected.counts.items():
@@ -125,14 +146,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
       f"{name}: kept {counts['kept']:,} of {counts['asked']:,} completions;"
       f" dropped {reasons(counts['dropped'])}."
     )
-  progress.say(f"The records are in {workdir / DATASET}.")
-  return True
+  progress.say(f"The records are in {dataset}.")
 
 
 def sample(
-  config: ConfigDict,
-  workdir: pathlib.Path,
-  mesh: Mesh,
+  run: setup.Run,
   ways: Mapping[str, ask.Way],
   questions: Mapping[str, ask.Asking],
   selected: selection.Selection,
@@ -143,7 +161,7 @@ def sample(
   """
   rows_of = {n: ask.batch_rows(asked) for n, asked in questions.items()}
   sizes = [size for rows in rows_of.values() for size in rows]
-  path = workdir / COMPLETIONS
+  path = run.workdir / COMPLETIONS
   step = finished_batches(path, sizes)
   for row in run_log.rows(path):
     if row["step"] <= step:
@@ -157,25 +175,11 @@ def sample(
   with StopRequest() as stop:
     for number, (name, way) in enumerate(ways.items()):
       if not stop and step < first + len(rows_of[name]):
-        asked = questions[name]
-        cfg, params, _ = source_lib.load_policy(
-          way.source, mesh, frozen=True, **config.model
-        )
-        for batch in generate.generate(
-          params,
-          cfg,
-          asked.tokenizer,
-          asked.problems,
-          asked.encoded,
-          jax.random.fold_in(jax.random.key(config.seed), number),
-          mesh,
-          prompt_slots=way.prompt_slots,
-          prompts_per_batch=asked.prompts_per_batch,
-          sampling=asked.sampling,
-          first_batch=step - first,
-        ):
+        batches = draw(run, way, questions[name], number, step - first)
+        for batch in batches:
           step += 1
-          rows = selected.select(name, *ask.readable(batch, asked), way.rewrite)
+          readable = ask.readable(batch, questions[name])
+          rows = selected.select(name, readable, way.rewrite)
           lines.append(*({"step": step} | row for row in rows))
           total = selected.total()
           seconds = timer.step()["time/step"]
@@ -196,6 +200,37 @@ def sample(
   return step == len(sizes)
 
 
+def draw(
+  run: setup.Run,
+  way: ask.Way,
+  asked: ask.Asking,
+  number: int,
+  first_batch: int,
+) -> Iterator[Completions]:
+  """Yields the completions of a way, batch by batch.
+
+  Args:
+    run: of this stage.
+    way: how problems are asked.
+    asked: its prompts.
+    number: of the way.
+    first_batch: the ones before it are not drawn.
+  """
+  cfg, params, step = source_lib.load_policy(
+    way.source, run.mesh, frozen=True, **run.config.model
+  )
+  return generate.generate(
+    generate.Policy(params, cfg, asked.tokenizer, run.mesh, step),
+    asked.problems,
+    asked.encoded,
+    run.key(number),
+    prompt_slots=way.prompt_slots,
+    prompts_per_batch=asked.prompts_per_batch,
+    sampling=asked.sampling,
+    first_batch=first_batch,
+  )
+
+
 SCHEMA = schema.Fields(
   configs.rejection,
   {
@@ -214,7 +249,7 @@ SCHEMA = schema.Fields(
       )
     ),
     "sampling": sections.SAMPLING,
-    "rewards": combine.SCHEMA,
+    "rewards": section_lib.SCHEMA,
     "keep": schema.Free(),
     "filters": filters.SCHEMA,
   },

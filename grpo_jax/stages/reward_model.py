@@ -16,19 +16,17 @@ the run's directory a source of rewards: `config.rewards.reward_model.source`.
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors, schema, sharding
+from grpo_jax import configs, errors, schema, sharding, stages
 from grpo_jax.data import preferences, prompts
-from grpo_jax.data.tokenizers import tokenizer
+from grpo_jax.data import rows as rows_lib
 from grpo_jax.losses import preference
 from grpo_jax.models import scoring
 from grpo_jax.models.config import ModelConfig
@@ -37,7 +35,8 @@ from grpo_jax.reward_models import batches, calibration, learned, saved
 from grpo_jax.reward_models import evaluate as held_out
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import source as source_lib
-from grpo_jax.stages import pretrain, rl_setup, sections
+from grpo_jax.runs.signals import Outcome
+from grpo_jax.stages import sections, setup
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train.update import make_update
 from grpo_jax.types import LabelledBatch, PairBatch
@@ -67,8 +66,8 @@ class Kind(NamedTuple):
   columns: tuple[progress.Column, ...]
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
-  """Trains a reward model; returns whether it is finished.
+def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
+  """Trains a reward model.
 
   Raises:
     ValueError: a field of the config is unknown or does not fit the others.
@@ -76,95 +75,98 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
   """
   check(config)
   kind = KINDS[config.kind]
-  mesh = sharding.make_mesh(config.mesh.to_dict())
-  jax.set_mesh(mesh)
-  rows = sharding.split_rows(
-    mesh, config.batch.num_rows // config.batch.num_microbatches
-  )[:1]
-  sharding.split_rows(mesh, config.evaluate.rows_per_batch)
-  reading = learned.Reading(
+  with setup.open_run(config, workdir) as run:
+    rows = run.rows(config.batch.num_rows // config.batch.num_microbatches)
+    run.rows(config.evaluate.rows_per_batch)
+    reading = make_reading(config, kind)
+    known = {
+      split: kind.read(config.data.path, split) for split in ("train", "test")
+    }
+    if not run.make_base():
+      return Outcome.STOPPED
+    source_lib.require_source(run.source)
+    encoded = kind.encode(reading, run.tok, known["train"], config.max_length)
+    steps = rows_lib.Batches(
+      encoded,
+      kind.collate,
+      num_rows=config.batch.num_rows,
+      max_length=config.max_length,
+      pad_id=run.tok.pad_id,
+      epochs=config.epochs,
+      seed=config.seed,
+    )
+    tx, learning_rate = optimizer.make_optimizer(len(steps), **config.optimizer)
+    run.claim()
+    if saved.is_saved(workdir):
+      progress.say(f"{workdir} already holds a finished reward model.")
+      return Outcome.FINISHED
+    policy, cfg = run.load(), run.cfg
+    run.describe(cfg, run.tok)
+    progress.say(
+      f"{len(encoded):,} of {len(known['train']):,} judged completions have at"
+      f" most {config.max_length} tokens; {len(known['test']):,} are held out."
+    )
+
+    def model_of(params: Params) -> learned.RewardModel:
+      return learned.RewardModel(
+        params,
+        cfg,
+        run.tok,
+        run.mesh,
+        reading,
+        config.max_length,
+        config.evaluate.rows_per_batch,
+      )
+
+    def evaluate(params: Params) -> loop.Evaluations:
+      results, _ = held_out.evaluate(model_of(params), known["test"])
+      return {"held_out": results}
+
+    trained = loop.train(
+      workdir,
+      run.mesh,
+      run.schedule(len(steps), config.evaluate.every),
+      loop.Task(
+        specs=learned.param_specs(cfg),
+        start=lambda: learned.from_policy(policy, cfg, run.mesh),
+        tx=tx,
+        learning_rate=learning_rate,
+        update=make_update(
+          functools.partial(kind.loss, cfg=cfg, **config.loss),
+          tx,
+          num_microbatches=config.batch.num_microbatches,
+        ),
+        batches=loop.ByStep(steps),
+        rows=rows,
+        columns=kind.columns,
+        evaluate=evaluate,
+      ),
+    )
+    if not trained.finished:
+      return Outcome.STOPPED
+    finish(run, model_of(trained.state.params), known)
+  return Outcome.FINISHED
+
+
+def make_reading(config: ConfigDict, kind: Kind) -> learned.Reading:
+  """Returns how the model reads a completion."""
+  return learned.Reading(
     kind=kind.reading,
     template=prompts.read_template(config.prompts.template),
     probability=kind.probability,
     **config.reading,
   )
-  known = {
-    split: kind.read(config.data.path, split) for split in ("train", "test")
-  }
-  source = rl_setup.base_model(config, workdir)
-  if source is None:
-    return False
-  source_lib.require_source(source)
-  tok = tokenizer.load(source_lib.tokenizer_directory(source))
-  encoded = kind.encode(reading, tok, known["train"], config.max_length)
-  train_batches = batches.Batches(
-    encoded,
-    kind.collate,
-    num_rows=config.batch.num_rows,
-    max_length=config.max_length,
-    pad_id=tok.pad_id,
-    epochs=config.epochs,
-    seed=config.seed,
-  )
-  total_steps = len(train_batches)
-  tx, learning_rate = optimizer.make_optimizer(total_steps, **config.optimizer)
-  directory.claim(workdir, config.to_dict())
-  if saved.is_saved(workdir):
-    progress.say(f"{workdir} already holds a finished reward model.")
-    return True
 
-  cfg, policy, _ = source_lib.load_policy(source, mesh, **config.model)
-  tok.save(workdir / "tokenizer")
-  directory.save_model(workdir, cfg)
-  progress.say(
-    f"{len(encoded):,} of {len(known['train']):,} judged completions have at"
-    f" most {config.max_length} tokens; {len(known['test']):,} are held out."
-  )
 
-  def model_of(params: Params) -> learned.RewardModel:
-    return learned.RewardModel(
-      params,
-      cfg,
-      tok,
-      mesh,
-      reading,
-      config.max_length,
-      config.evaluate.rows_per_batch,
-    )
-
-  def evaluate(params: Params) -> loop.Evaluations:
-    results, _ = held_out.evaluate(model_of(params), known["test"])
-    return {"held_out": results}
-
-  trained = loop.train(
-    workdir,
-    mesh,
-    specs=learned.param_specs(cfg),
-    start=lambda: learned.from_policy(policy, cfg, mesh),
-    tx=tx,
-    learning_rate=learning_rate,
-    update=make_update(
-      functools.partial(kind.loss, cfg=cfg, **config.loss),
-      tx,
-      num_microbatches=config.batch.num_microbatches,
-    ),
-    batches=loop.ByStep(train_batches),
-    rows=rows,
-    num_tokens=loop.text_tokens,
-    total_steps=total_steps,
-    log_every=config.log_every,
-    checkpoint_every=config.checkpoint.every,
-    keep=config.checkpoint.keep,
-    columns=kind.columns,
-    evaluate=evaluate,
-    evaluate_every=config.evaluate.every,
-  )
-  if trained.finished:
-    model = model_of(trained.state.params)
-    report(model, known["test"], workdir)
-    mean, std = normalization(model, known["train"], **config.normalize)
-    saved.save(workdir, cfg, reading, mean=mean, std=std)
-  return trained.finished
+def finish(
+  run: setup.Run,
+  model: learned.RewardModel,
+  known: Mapping[str, Sequence[Any]],
+) -> None:
+  """Judges the finished model and makes its run a source of rewards."""
+  report(model, known["test"], run.workdir)
+  mean, std = normalization(model, known["train"], **run.config.normalize)
+  saved.save(run.workdir, model.cfg, model.reading, mean=mean, std=std)
 
 
 def pair_loss(
@@ -186,10 +188,17 @@ def pair_loss(
     center_coef: of the pull of a pair's scores to mean 0.
   """
   scalars = _scalars(
-    params, cfg, _merged(batch.tokens), _merged(batch.segments)
+    params,
+    cfg,
+    sharding.merge_pairs(batch.tokens),
+    sharding.merge_pairs(batch.segments),
   )
-  at_end = jnp.arange(scalars.shape[-1]) == _merged(batch.ends)[:, None]
-  scores = _pairs(jnp.sum(jnp.where(at_end, scalars, 0.0), axis=-1))
+  at_end = (
+    jnp.arange(scalars.shape[-1]) == sharding.merge_pairs(batch.ends)[:, None]
+  )
+  scores = sharding.split_pairs(
+    jnp.sum(jnp.where(at_end, scalars, 0.0), axis=-1)
+  )
   return preference.bradley_terry_loss(
     scores[:, 0],
     scores[:, 1],
@@ -275,26 +284,6 @@ def _scalars(
   )
 
 
-def _merged(x: Array) -> Array:
-  """[B, 2, ...] as [2 B, ...]."""
-  split = sharding.row_spec(x, x.ndim)
-  return jax.lax.reshape(
-    x,
-    (2 * x.shape[0], *x.shape[2:]),
-    out_sharding=split and PartitionSpec(split[0], *split[2:]),
-  )
-
-
-def _pairs(x: Array) -> Array:
-  """[2 B] as [B, 2]."""
-  split = sharding.row_spec(x)
-  return jax.lax.reshape(
-    x,
-    (x.shape[0] // 2, 2),
-    out_sharding=split and PartitionSpec(split[0], None),
-  )
-
-
 _COLUMNS = (
   progress.TEXT_COLUMNS[0],
   progress.Column("accuracy", "accuracy", "8.3f"),
@@ -321,10 +310,12 @@ KINDS = {
   "pointwise": _LABELS,
   "process": _LABELS._replace(reading="process", probability=False),
 }
+
+
 SCHEMA = schema.Fields(
   configs.reward_model,
   {
-    "pretrain": schema.Optional(pretrain.SCHEMA),
+    "pretrain": schema.Optional(stages.load("pretrain").SCHEMA),
     "model": sections.MODEL,
     "loss": schema.Kind(
       {name: kind.loss for name, kind in KINDS.items()},

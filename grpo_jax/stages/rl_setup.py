@@ -1,35 +1,47 @@
 """What the rl stage begins with: its config checked, its source, its state."""
 
-import pathlib
-from typing import NamedTuple
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-import jax
 import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors, schema, sharding
+from grpo_jax import configs, errors, schema, sharding, stages
 from grpo_jax.data import datasets, prompts
-from grpo_jax.data.tokenizers import tokenizer
+from grpo_jax.evaluation import ask
 from grpo_jax.losses import advantages, correction, policy, weighting
+from grpo_jax.losses import advantages as advantages_lib
 from grpo_jax.losses import value as value_lib
 from grpo_jax.models import lora, moe
-from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards import combine
+from grpo_jax.rewards import section as section_lib
 from grpo_jax.rl import curriculum as curriculum_lib
-from grpo_jax.rl import dynamic_sampling, value_model
-from grpo_jax.runs import directory, progress
+from grpo_jax.rl import (
+  dynamic_sampling,
+  experience,
+  learner,
+  programs,
+  rollouts,
+  schedule,
+  value_model,
+)
+from grpo_jax.runs import progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
 from grpo_jax.stages import describe as describe_lib
-from grpo_jax.stages import evaluate, pretrain, sections
-from grpo_jax.train import checkpoint, optimizer
+from grpo_jax.stages import sections, setup
+from grpo_jax.train import loop, optimizer
 from grpo_jax.train import state as state_lib
+from grpo_jax.types import Problem
 
 # What a random number is for; steps, rows and positions are folded in after it.
 SAMPLE, EVALUATE, ADAPTERS = 0, 1, 2
+# Fields of `sampling` that a schedule may change; each value of one of them
+# is a program of its own.
+SCHEDULED = ("max_new_tokens", "temperature", "cache_chunk")
 
 
 def _scheduled(
@@ -46,83 +58,94 @@ def _scheduled(
   """
 
 
-class Setup(NamedTuple):
-  """What stays as it is throughout a run.
+class Begun(NamedTuple):
+  """A run of reinforcement learning before its next step.
 
   Attributes:
-    mesh: in force.
-    cfg: the model.
-    tok: of the source.
-    curriculum: the prompts, one batch after the other.
+    loop: its steps.
+    learner: policy, reference and value model.
+    rollouts: how it comes to its completions.
     questions: held-out problems.
-    trainable: what of the policy is trained.
-    tx: the optimizer.
     learning_rate: by optimizer update.
-    value: the value model; None without.
-    checkpointer: of the run's directory.
-    first_step: steps already done; None where the run begins.
   """
 
-  mesh: Mesh
-  cfg: ModelConfig
-  tok: tokenizer.Tokenizer
-  curriculum: curriculum_lib.Curriculum
-  questions: evaluate.Questions
-  trainable: lora.Trainable
-  tx: optax.GradientTransformation
+  loop: loop.Loop
+  learner: learner.Learner
+  rollouts: rollouts.Rollouts
+  questions: ask.Questions
   learning_rate: optax.Schedule
-  value: value_model.ValueModel | None
-  checkpointer: checkpoint.Checkpointer
-  first_step: int | None
 
 
-class Start(NamedTuple):
-  """What a run begins with, or goes on from.
-
-  Attributes:
-    setup: what stays as it is.
-    state: after the steps already done.
-    value_state: of the value model; None without.
-    reference: the reference policy; None where nothing reads it.
-    refreshed: what was trained of it; None while it is the source.
-  """
-
-  setup: Setup
-  state: state_lib.TrainState
-  value_state: state_lib.TrainState | None
-  reference: Params | None
-  refreshed: Params | None
-
-
-def start(config: ConfigDict, workdir: pathlib.Path) -> Start | None:
+def begin(run: setup.Run) -> Begun | None:
   """Returns what the run begins with; None where making its base was stopped.
 
   The directory is the run's own from here on; before that, whatever can refuse
   a config has been asked.
 
   Raises:
-    ValueError: a field of the config is unknown or does not fit the others.
+    ValueError: a field of the config does not fit the others.
     FileNotFoundError: there is no base model, and no way given to make one.
   """
-  check(config)
-  mesh = sharding.make_mesh(config.mesh.to_dict())
-  jax.set_mesh(mesh)
+  config, mesh = run.config, run.mesh
   for parts in (1, num_pieces(config)):
     sharding.split_rows(
       mesh, config.prompts.num_prompts // parts, config.sampling.group_size
     )
-  template = prompts.read_template(config.prompts.template, chat_too=True)
-  data_dir = pathlib.Path(config.data_dir).expanduser()
-  problems = datasets.load(**config.data, data_dir=data_dir)
+  problems = datasets.load(**config.data, data_dir=run.data_dir)
   from_step = curriculum_lib.first_steps(problems, config.from_step)
   combine.check_sources(config.rewards, from_step)
-  source = base_model(config, workdir)
-  if source is None:
+  template = run.template
+  if not run.make_base():
     return None
-  tok = tokenizer.load(source_lib.tokenizer_directory(source))
+  curriculum = make_curriculum(run, template, problems, from_step)
+  questions = run.questions()
+  cfg, source, _ = source_lib.load_policy(
+    run.source, mesh, frozen=run.lora.rank > 0, **config.model
+  )
+  student, learning_rate = make_learner(run, cfg, source)
+  run.describe(cfg, run.tok)
+  steps = loop.Loop(
+    run.workdir,
+    run.schedule(config.total_steps, config.evaluate.every),
+    progress.RL_COLUMNS,
+  )
+  reads = learner.reads_reference(config.loss, config.advantages)
+  if steps.restored is None:
+    part = student.trainable.start(run.key(ADAPTERS), source, mesh)
+    student.begin(part, source if reads else None)
+  else:
+    kept = student.restore(
+      steps.checkpointer, steps.restored, source if reads else None
+    )
+    curriculum.set_state(kept["curriculum"])
+    progress.say(f"Going on after step {steps.restored}.")
+  return Begun(
+    steps,
+    student,
+    rollouts.Rollouts(
+      curriculum,
+      config.rewards,
+      run.key(SAMPLE),
+      steps.timer,
+      dynamic_sampling=config.dynamic_sampling,
+      greedy="greedy_rewards" in reads_of(config),
+    ),
+    questions,
+    learning_rate,
+  )
+
+
+def make_curriculum(
+  run: setup.Run,
+  template: str,
+  problems: Sequence[Problem],
+  from_step: Mapping[str, int],
+) -> curriculum_lib.Curriculum:
+  """Returns the prompts of a run, one batch after the other."""
+  config = run.config
   batches = prompts.PromptSource(
     problems,
-    tok,
+    run.tok,
     template,
     seed=config.seed,
     num_prompts=config.prompts.num_prompts,
@@ -131,74 +154,58 @@ def start(config: ConfigDict, workdir: pathlib.Path) -> Start | None:
   pass_rates = None
   if config.curriculum is not None:
     pass_rates = curriculum_lib.PassRates(**config.curriculum)
-  curriculum = curriculum_lib.Curriculum(
+  return curriculum_lib.Curriculum(
     batches, seed=config.seed, from_step=from_step, pass_rates=pass_rates
   )
-  questions = evaluate.make_questions(config.evaluate, tok, template, data_dir)
-  settings = lora.LoraConfig(**config.lora)
-  cfg, reference, _ = source_lib.load_policy(
-    source, mesh, frozen=settings.rank > 0, **config.model
-  )
-  trainable = lora.trainable(cfg, reference, settings)
+
+
+def make_learner(
+  run: setup.Run, cfg: ModelConfig, source: Params
+) -> tuple[learner.Learner, optax.Schedule]:
+  """Returns what a step changes, without a state, and its learning rate."""
+  config, batching = run.config, run.config.batching
+  trainable = lora.trainable(cfg, source, run.lora)
   moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)
-  total_updates = config.total_steps * config.batching.num_minibatches
+  total_updates = config.total_steps * batching.num_minibatches
   tx, learning_rate = optimizer.make_optimizer(
     total_updates, **config.optimizer
   )
-  value, value_state = None, None
+  value = value_state = None
   if config.value is not None:
-    value, value_state = start_value(config, cfg, reference, tok, mesh)
-  directory.claim(workdir, config.to_dict())
-
-  checkpointer = checkpoint.Checkpointer(workdir, keep=config.checkpoint.keep)
-  first_step = checkpointer.latest()
-  refreshed = None
-  if first_step is None:
-    tok.save(workdir / "tokenizer")
-    directory.save_model(workdir, cfg)
-    if settings.rank:
-      directory.save_lora(workdir, settings, source)
-    key = jax.random.fold_in(jax.random.key(config.seed), ADAPTERS)
-    state = state_lib.init_state(trainable.start(key, reference, mesh), tx)
-  else:
-    abstract = params_lib.abstract_params(trainable.specs, mesh)
-    state, refreshed, kept = checkpointer.restore(
-      first_step, state_lib.abstract_state(abstract, tx)
-    )
-    curriculum.set_state(kept["curriculum"])
-    if value_state is not None:
-      value_state = checkpointer.restore_value(first_step, value_state)
-    if refreshed is not None:
-      reference = trainable.policy(refreshed)
-    progress.say(f"Going on after step {first_step}.")
-  if not (config.loss.kl_coef or config.advantages.get("kl_coef")):
-    reference = refreshed = None
-  setup = Setup(
-    mesh=mesh,
-    cfg=cfg,
-    tok=tok,
-    curriculum=curriculum,
-    questions=questions,
-    trainable=trainable,
-    tx=tx,
-    learning_rate=learning_rate,
-    value=value,
-    checkpointer=checkpointer,
-    first_step=first_step,
+    value, value_state = make_value(run, cfg, source)
+  parts = dict(
+    num_minibatches=batching.num_minibatches,
+    num_microbatches=batching.num_microbatches,
   )
-  return Start(setup, state, value_state, reference, refreshed)
+  student = learner.Learner(
+    functools.partial(
+      programs.make_programs,
+      cfg,
+      tx,
+      trainable,
+      objective=config.objective,
+      loss=config.loss,
+      router_bias_rate=config.router_bias_rate,
+      **parts,
+    ),
+    trainable,
+    tx,
+    run.mesh,
+    weighting=config.weighting,
+    value=value,
+    value_state=value_state,
+    **parts,
+  )
+  return student, learning_rate
 
 
-def start_value(
-  config: ConfigDict,
-  cfg: ModelConfig,
-  policy: Params,
-  tok: tokenizer.Tokenizer,
-  mesh: Mesh,
+def make_value(
+  run: setup.Run, cfg: ModelConfig, source: Params
 ) -> tuple[value_model.ValueModel, state_lib.TrainState]:
   """Returns the value model and its state before the first update."""
+  config = run.config
   cfg, params = value_model.start(
-    config.value.source, cfg, policy, tok, mesh, **config.model
+    config.value.source, cfg, source, run.tok, run.mesh, **config.model
   )
   tx, _ = optimizer.make_optimizer(
     config.total_steps * config.batching.num_minibatches,
@@ -214,33 +221,40 @@ def start_value(
   return model, state_lib.init_state(params, tx)
 
 
+def experience_options(config: ConfigDict) -> dict[str, Any]:
+  """Returns how rewards become advantages, as `make_experience` takes it."""
+  terms = {
+    name: term.weight if hasattr(term, "weight") else term
+    for name, term in config.rewards.items()
+  }
+  return dict(
+    advantages=advantages_section(config),
+    correction=config.correction.to_dict(),
+    term_weights=terms,
+  )
+
+
+def advantages_section(config: ConfigDict) -> dict[str, Any]:
+  """Returns `config.advantages` with its kind, which follows from `value`."""
+  section = config.advantages.to_dict()
+  kind = "group" if config.value is None else "gae"
+  return {"kind": kind} | section
+
+
+def reads_of(config: ConfigDict) -> list[str]:
+  """Returns what data the advantages of a config read, by name."""
+  kind = advantages_section(config)["kind"]
+  return experience.data_of(advantages_lib.ADVANTAGES[kind])
+
+
 def sampling_at(config: ConfigDict, step: int) -> decode.SamplingParams:
   """Returns how completions are drawn when `step` steps are done."""
-  fields = dict(config.sampling)
-  for first in sorted(config.schedule):
-    if step >= first:
-      fields |= dict(config.schedule[first])
-  return decode.SamplingParams(**fields)
+  return schedule.sampling_at(config.sampling, config.schedule, step)
 
 
 def num_pieces(config: ConfigDict) -> int:
   """Returns into how many gradients the prompts of a step are cut."""
   return config.batching.num_minibatches * config.batching.num_microbatches
-
-
-def base_model(
-  config: ConfigDict, workdir: pathlib.Path
-) -> pathlib.Path | None:
-  """Returns the directory of the base model, made here if so configured.
-
-  None where making it was stopped.
-  """
-  if config.pretrain:
-    directory.claim(workdir, config.to_dict())
-    base = workdir / "base"
-    progress.say(f"The base model, in {base}:")
-    return base if pretrain.run(config.pretrain, base) else None
-  return pathlib.Path(config.source)
 
 
 def default_advantages(config: errors.Section) -> str:
@@ -251,7 +265,7 @@ def default_advantages(config: errors.Section) -> str:
 SCHEMA = schema.Fields(
   configs.rl,
   {
-    "pretrain": schema.Optional(pretrain.SCHEMA),
+    "pretrain": schema.Optional(stages.load("pretrain").SCHEMA),
     "model": sections.MODEL,
     "lora": sections.LORA,
     "data": sections.DATA,
@@ -264,7 +278,7 @@ SCHEMA = schema.Fields(
     "schedule": schema.Named(
       schema.Options(_scheduled, partial=True), numbers=True
     ),
-    "rewards": combine.SCHEMA,
+    "rewards": section_lib.SCHEMA,
     "advantages": schema.Kind(
       advantages.ADVANTAGES, default=default_advantages
     ),
@@ -309,7 +323,7 @@ def check(config: ConfigDict) -> None:
       " model that config.lora.rank freezes; set one of them to 0."
     )
   if config.pretrain:
-    pretrain.check(config.pretrain)
+    stages.load("pretrain").check(config.pretrain)
   else:
     source_lib.require_source(config.source)
   combine.check(config.rewards)

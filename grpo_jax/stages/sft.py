@@ -8,20 +8,21 @@ B rows of packed conversations, T positions.
 import functools
 import pathlib
 
-import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, schema, sharding
-from grpo_jax.data import conversations, datasets, prompts
-from grpo_jax.data.tokenizers import tokenizer
-from grpo_jax.models import lora, moe
+from grpo_jax import configs, schema
+from grpo_jax.data import conversations, datasets
+from grpo_jax.evaluation import ask
+from grpo_jax.models import lora
 from grpo_jax.models.params import Params
-from grpo_jax.runs import directory, progress, report
+from grpo_jax.runs import progress, report
 from grpo_jax.runs import source as source_lib
+from grpo_jax.runs.signals import Outcome
 from grpo_jax.sampling import decode
+from grpo_jax.sampling.generate import Policy
 from grpo_jax.stages import describe as describe_lib
-from grpo_jax.stages import evaluate, pretrain, sections
-from grpo_jax.train import loop, optimizer
+from grpo_jax.stages import sections, setup
+from grpo_jax.train import loop, optimizer, text_loss
 from grpo_jax.train.update import make_update
 
 # What a random number is for.
@@ -29,8 +30,8 @@ _ADAPTERS, _EVALUATE = 0, 1
 _PANELS = (report.Panel("Loss, nats per token", "loss"), *report.PANELS)
 
 
-def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
-  """Trains on conversations; returns whether it got to its last step.
+def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
+  """Trains on conversations.
 
   Raises:
     ValueError: a field of the config is unknown or does not fit the others, or
@@ -38,104 +39,78 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> bool:
     FileNotFoundError: there is no model to start from, or no dataset.
   """
   check(config)
-  mesh = sharding.make_mesh(config.mesh.to_dict())
-  rows = sharding.split_rows(mesh, config.batch.num_rows)[:1]
-  template = prompts.read_template(config.prompts.template, chat_too=True)
-  data_dir = pathlib.Path(config.data_dir).expanduser()
-  examples = datasets.load(**config.data, data_dir=data_dir)
-  tok = tokenizer.load(source_lib.tokenizer_directory(config.source))
-  batches = conversations.ConversationSource(
-    examples,
-    tok,
-    template,
+  with setup.open_run(config, workdir) as run:
+    rows = run.rows(config.batch.num_rows)
+    batches = make_batches(run)
+    total_steps = min(batches.num_steps, config.max_steps or batches.num_steps)
+    tx, learning_rate = optimizer.make_optimizer(
+      total_steps, **config.optimizer
+    )
+    questions, cfg = run.questions(), run.cfg
+    if run.is_finished(total_steps):
+      return Outcome.FINISHED
+    # Where all is trained, the source is loaded when a run begins and not kept.
+    base = run.load(frozen=True) if run.lora.rank else None
+    trainable = lora.trainable(cfg, base, run.lora)
+    # Last of what can refuse a config, so that a refusal leaves nothing behind.
+    run.describe(cfg, run.tok)
+
+    def start() -> Params:
+      if base is None:
+        return run.load()
+      return trainable.start(run.key(_ADAPTERS), base, run.mesh)
+
+    def held_out(part: Params) -> loop.Evaluations:
+      policy = Policy(trainable.policy(part), cfg, run.tok, run.mesh)
+      results, _ = ask.evaluate(policy, questions, run.key(_EVALUATE))
+      progress.say(f"Held out: {ask.summary(results)}")
+      return {config.evaluate.data.name: results}
+
+    progress.say(_summary(batches, config))
+    trained = loop.train(
+      workdir,
+      run.mesh,
+      run.schedule(total_steps, config.evaluate.every if questions else 0),
+      loop.Task(
+        specs=trainable.specs,
+        start=start,
+        tx=tx,
+        learning_rate=learning_rate,
+        update=make_update(
+          trainable.loss(
+            functools.partial(text_loss.loss_fn, cfg=cfg, **config.loss)
+          ),
+          tx,
+          num_microbatches=config.batch.num_microbatches,
+          router_bias_rate=config.router_bias_rate,
+        ),
+        batches=loop.ByStep(batches),
+        rows=rows,
+        frozen=trainable.frozen,
+        evaluate=held_out if questions else None,
+      ),
+    )
+  if not trained.finished:
+    progress.say("Stopped; the same command goes on from there.")
+    return Outcome.STOPPED
+  report.write_report(workdir, panels=_PANELS)
+  progress.say(report.compare(workdir))
+  return Outcome.FINISHED
+
+
+def make_batches(run: setup.Run) -> conversations.ConversationSource:
+  """Returns the packed conversations of `config.data`, by step."""
+  config = run.config
+  return conversations.ConversationSource(
+    datasets.load(**config.data, data_dir=run.data_dir),
+    run.tok,
+    run.template,
     num_rows=config.batch.num_rows,
     row_length=config.batch.row_length,
     num_epochs=config.num_epochs,
     seed=config.seed,
     tell=progress.say,
   )
-  total_steps = min(batches.num_steps, config.max_steps or batches.num_steps)
-  tx, learning_rate = optimizer.make_optimizer(total_steps, **config.optimizer)
-  questions = None
-  if config.evaluate:
-    questions = evaluate.make_questions(
-      config.evaluate, tok, template, data_dir
-    )
-  cfg = source_lib.read_model(config.source, **config.model)
-  moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)
-  jax.set_mesh(mesh)
-  if loop.is_finished(workdir, total_steps):
-    directory.claim(workdir, config.to_dict())
-    progress.say(f"{workdir} already holds all {total_steps} steps.")
-    return True
-
-  settings = lora.LoraConfig(**config.lora)
-  root_key = jax.random.key(config.seed)
-
-  def load() -> Params:
-    return source_lib.load_policy(
-      config.source, mesh, frozen=settings.rank > 0, **config.model
-    )[1]
-
-  # Where all is trained, the source is loaded when a run begins and not kept.
-  base = load() if settings.rank else None
-  trainable = lora.trainable(cfg, base, settings)
-  # Last of what can refuse a config, so that a refusal leaves nothing behind.
-  directory.claim(workdir, config.to_dict())
-  tok.save(workdir / "tokenizer")
-  directory.save_model(workdir, cfg)
-  if settings.rank:
-    directory.save_lora(workdir, settings, config.source)
-
-  def start() -> Params:
-    if base is None:
-      return load()
-    key = jax.random.fold_in(root_key, _ADAPTERS)
-    return trainable.start(key, base, mesh)
-
-  def held_out(part: Params) -> loop.Evaluations:
-    results, _, _ = evaluate.evaluate(
-      trainable.policy(part),
-      cfg,
-      tok,
-      questions,
-      jax.random.fold_in(root_key, _EVALUATE),
-      mesh,
-    )
-    progress.say(f"Held out: {evaluate.summary(results)}")
-    return {config.evaluate.data.name: results}
-
-  progress.say(_summary(batches, config))
-  trained = loop.train(
-    workdir,
-    mesh,
-    specs=trainable.specs,
-    start=start,
-    tx=tx,
-    learning_rate=learning_rate,
-    update=make_update(
-      trainable.loss(functools.partial(pretrain.loss_fn, cfg=cfg)),
-      tx,
-      num_microbatches=config.batch.num_microbatches,
-      router_bias_rate=config.router_bias_rate,
-    ),
-    batches=loop.ByStep(batches),
-    rows=rows,
-    num_tokens=loop.text_tokens,
-    total_steps=total_steps,
-    log_every=config.log_every,
-    checkpoint_every=config.checkpoint.every,
-    keep=config.checkpoint.keep,
-    frozen=trainable.frozen,
-    evaluate=held_out if questions else None,
-    evaluate_every=config.evaluate.every if questions else 0,
-  )
-  if not trained.finished:
-    progress.say("Stopped; the same command goes on from there.")
-    return False
-  report.write_report(workdir, panels=_PANELS)
-  progress.say(report.compare(workdir))
-  return True
 
 
 def _summary(
@@ -161,6 +136,7 @@ SCHEMA = schema.Fields(
     "data": sections.DATA,
     "model": sections.MODEL,
     "lora": sections.LORA,
+    "loss": schema.Options(text_loss.loss_fn, ("cfg",)),
     "optimizer": sections.OPTIMIZER,
     "evaluate": schema.Optional(sections.evaluation(configs.sft)),
   },
@@ -175,6 +151,7 @@ def check(config: ConfigDict) -> None:
     FileNotFoundError: `config.source` holds no checkpoint.
   """
   schema.check(SCHEMA, config)
+  text_loss.check(**config.loss)
   if config.evaluate:
     decode.SamplingParams(**config.evaluate.sampling)
   if config.lora.rank and config.router_bias_rate:

@@ -4,7 +4,9 @@ import os
 import pathlib
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from grpo_jax.models.params import Params
 from grpo_jax.runs import directory
@@ -72,7 +74,11 @@ class Checkpointer:
     Args:
       step: a saved one.
       state: shapes and shardings to restore into.
+
+    Raises:
+      ValueError: the saved parameters are those of another model.
     """
+    self._require_same(step, state.params)
     progress = self._manager.restore(
       step, args=ocp.args.Composite(progress=ocp.args.JsonRestore())
     ).progress
@@ -98,7 +104,33 @@ class Checkpointer:
     args = ocp.args.Composite(value=ocp.args.StandardRestore(vars(value)))
     return TrainState(**self._manager.restore(step, args=args).value)
 
+  def _require_same(self, step: int, params: Params) -> None:
+    """Raises ValueError where other parameters were saved than are wanted."""
+    path = pathlib.Path(self._manager.directory) / str(step) / "params"
+    handler = ocp.StandardCheckpointHandler()
+    saved = _shapes(handler.metadata(epath.Path(path)).tree)
+    handler.close()
+    wanted = _shapes(params)
+    for name in sorted(saved.keys() | wanted.keys()):
+      old, new = (of.get(name, "absent") for of in (saved, wanted))
+      if old != new:
+        raise ValueError(
+          f"The checkpoint of step {step} in {path.parents[1].parent} is of"
+          f" another model: its {name} is {old}, and {new} in this config. Undo"
+          " what changed of the model, or begin with its parameters:"
+          " --config.source."
+        )
+
   def close(self) -> None:
     """Waits until what was saved is on disk."""
     self._manager.wait_until_finished()
     self._manager.close()
+
+
+def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+  """Returns the shape of each parameter by its path."""
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  return {
+    "/".join(str(key.key) for key in path): tuple(leaf.shape)
+    for path, leaf in leaves
+  }

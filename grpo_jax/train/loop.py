@@ -1,14 +1,14 @@
-"""The loop of stages that learn from given data: one batch, one update a step.
+"""The loop of every stage that trains: steps, log, evaluations, checkpoints.
 
-What such a stage is stands in its own file: its data, its loss, what it starts
-from. Here is what they share: checkpoints, going on where a run was stopped,
-the log, the progress line.
+What a stage is stands in its own file: its data, its loss, what it starts from.
+`Loop` is what all share, `train` the walk of those that learn from given data:
+one batch, one update a step.
 """
 
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -26,6 +26,150 @@ from grpo_jax.train.state import TrainState
 
 # By the name of each evaluation, its results.
 Evaluations = Mapping[str, Mapping[str, Any]]
+
+
+class Schedule(NamedTuple):
+  """How long a run is, and what happens every so many steps.
+
+  Attributes:
+    total_steps: where it ends.
+    log_every: scalars are logged.
+    checkpoint_every: all that a restart needs is saved; the last step always.
+    keep: the newest so many checkpoints stay.
+    evaluate_every: held-out results beside those at both ends; 0 for none.
+  """
+
+  total_steps: int
+  log_every: int = 1
+  checkpoint_every: int = 100
+  keep: int = 1
+  evaluate_every: int = 0
+
+
+class Loop:
+  """The steps of a run from where it stands to its last.
+
+  Attributes:
+    step: steps done.
+    restored: the step of the checkpoint that the run goes on from; None where
+      it begins.
+    checkpointer: of the run's directory.
+    timer: of the phases of a step.
+    stopped: whether a signal asked to stop.
+  """
+
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    schedule: Schedule,
+    columns: Sequence[progress.Column] = progress.TEXT_COLUMNS,
+  ):
+    """Opens the run's checkpoints.
+
+    Args:
+      workdir: of the run, claimed already (`directory.claim`), with the model's
+        description in it (`directory.save_model`).
+      schedule: of the run.
+      columns: of the progress table.
+    """
+    self._workdir = pathlib.Path(workdir)
+    self._schedule = schedule
+    self.checkpointer = checkpoint.Checkpointer(workdir, keep=schedule.keep)
+    self.restored = self.checkpointer.latest()
+    self.step = self.restored or 0
+    self.timer = progress.Timer()
+    self.stopped = False
+    self._table = progress.Progress(schedule.total_steps, columns)
+    self._scalars: Mapping[str, Any] = {}
+    self._tokens = 0
+
+  @property
+  def finished(self) -> bool:
+    """Whether all steps are done, and nobody asked to stop."""
+    return self.step >= self._schedule.total_steps and not self.stopped
+
+  @property
+  def due(self) -> bool:
+    """Whether the scalars of the step under way will be logged."""
+    step = self.step + 1
+    last = step == self._schedule.total_steps
+    return step % self._schedule.log_every == 0 or last
+
+  def log(self, scalars: Mapping[str, Any], num_tokens: int) -> None:
+    """Takes the scalars of the step under way, and its number of tokens."""
+    self._scalars = scalars
+    self._tokens += num_tokens
+
+  def steps(
+    self,
+    save: Callable[[int], None],
+    evaluate: Callable[[], Evaluations] | None = None,
+    show: Callable[[int], None] | None = None,
+  ) -> Iterator[int]:
+    """Yields before each step how many are done; its body does it.
+
+    After the body: evaluation where it is due, the log, the progress line, the
+    checkpoint. Leaving early waits for what is being saved.
+
+    Args:
+      save: saves the state of that many steps with `checkpointer`.
+      evaluate: by name, results as of now; before the first step too.
+      show: prints or keeps more of a step, after its line.
+    """
+    writer = run_log.Writer(self._workdir, restored=self.restored)
+
+    def evaluate_now() -> None:
+      assert evaluate is not None
+      with self.timer.phase("evaluate"):
+        for name, results in evaluate().items():
+          writer.write_evaluation(self.step, name, results)
+
+    total, every = self._schedule.total_steps, self._schedule.evaluate_every
+    try:
+      if evaluate and self.restored is None:
+        evaluate_now()
+      with StopRequest() as stop:
+        while self.step < total and not stop:
+          due = self.due
+          yield self.step
+          self.step += 1
+          scalars = sharding.to_host(self._scalars) if due else {}
+          if due:
+            require_finite(self.step, scalars)
+          at = every and self.step % every == 0
+          if evaluate and (at or self.step == total):
+            evaluate_now()
+          if due:
+            self._write(writer, scalars)
+          if show:
+            show(self.step)
+          # Last, so that a checkpoint never knows of a step that no file tells
+          # of.
+          if self.step % self._schedule.checkpoint_every == 0:
+            save(self.step)
+        self.stopped = bool(stop)
+      save(self.step)
+    finally:
+      self.checkpointer.close()
+      writer.close()
+
+  def _write(self, writer: run_log.Writer, scalars: Mapping[str, Any]) -> None:
+    seconds = self.timer.step()
+    rate = {"time/tokens_per_second": self._tokens / seconds["time/step"]}
+    self._tokens = 0
+    scalars = {**scalars, **seconds, **process.memory(), **rate}
+    writer.write(self.step, scalars)
+    self._table.show(self.step, scalars)
+
+
+def require_finite(step: int, metrics: Mapping[str, Any]) -> None:
+  """Raises FloatingPointError where the loss or the gradient has diverged."""
+  for name in ("loss", "grad_norm"):
+    if not math.isfinite(metrics[name]):
+      raise FloatingPointError(
+        f"{name} is {metrics[name]} at step {step}: lower the learning rate, or"
+        " go on from an earlier checkpoint with another seed."
+      )
 
 
 @runtime_checkable
@@ -69,6 +213,36 @@ class ByStep:
     self._step = state["step"]
 
 
+class Task(NamedTuple):
+  """What a stage that learns from given data does.
+
+  Attributes:
+    specs: of the trained parameters.
+    start: makes them, where there is no checkpoint.
+    tx: the optimizer.
+    learning_rate: by update, from 0.
+    update: what `update.make_update` returned.
+    batches: on the host.
+    rows: mesh axes of a batch's leading axis, as `sharding.place` takes them.
+    frozen: given to `update` after the batch.
+    columns: of the progress table.
+    evaluate: by name, the results of parameters.
+    num_tokens: of a batch.
+  """
+
+  specs: Specs
+  start: Callable[[], Params]
+  tx: Any
+  learning_rate: Callable[[int], float]
+  update: Callable[..., tuple[TrainState, Mapping[str, Any]]]
+  batches: Batches
+  rows: Sequence[Any]
+  frozen: Sequence[Any] = ()
+  columns: Sequence[progress.Column] = progress.TEXT_COLUMNS
+  evaluate: Callable[[Params], Evaluations] | None = None
+  num_tokens: Callable[[Any], int] = lambda batch: text_tokens(batch)
+
+
 class Trained(NamedTuple):
   """What `train` came to.
 
@@ -81,6 +255,48 @@ class Trained(NamedTuple):
   finished: bool
 
 
+def train(
+  workdir: str | os.PathLike, mesh: Mesh, schedule: Schedule, task: Task
+) -> Trained:
+  """Trains from the start, or from the newest checkpoint, to the last step.
+
+  Args:
+    workdir: of the run; see `Loop`.
+    mesh: in force.
+    schedule: of the run.
+    task: what is learned, from what.
+  """
+  loop, batches = Loop(workdir, schedule, task.columns), task.batches
+  if loop.restored is None:
+    state = state_lib.init_state(task.start(), task.tx)
+  else:
+    abstract = params_lib.abstract_params(task.specs, mesh)
+    state, _, kept = loop.checkpointer.restore(
+      loop.restored, state_lib.abstract_state(abstract, task.tx)
+    )
+    batches.set_state(kept["batches"])
+    progress.say(f"Going on after step {loop.restored}.")
+
+  def save(step: int) -> None:
+    kept = {"batches": batches.get_state()}
+    loop.checkpointer.save(step, state, progress=kept)
+
+  evaluate = None
+  if task.evaluate:
+    evaluate = lambda: task.evaluate(state.params)  # noqa: E731
+  for step in loop.steps(save, evaluate):
+    with loop.timer.phase("data"):
+      batch = next(batches)
+      if callable(batch):
+        batch = batch(state.params)
+      count = task.num_tokens(batch)
+    placed = sharding.place(mesh, batch, task.rows)
+    state, scalars = task.update(state, placed, *task.frozen)
+    rate = task.learning_rate(step) if loop.due else 0.0
+    loop.log({**scalars, "learning_rate": rate, "num_tokens": count}, count)
+  return Trained(state, loop.finished)
+
+
 def is_finished(workdir: str | os.PathLike, total_steps: int) -> bool:
   """Returns whether a run's directory holds the checkpoint of its last step."""
   if not (pathlib.Path(workdir) / directory.CHECKPOINTS).is_dir():
@@ -91,124 +307,6 @@ def is_finished(workdir: str | os.PathLike, total_steps: int) -> bool:
   return latest == total_steps
 
 
-def train(
-  workdir: str | os.PathLike,
-  mesh: Mesh,
-  *,
-  specs: Specs,
-  start: Callable[[], Params],
-  tx: Any,
-  learning_rate: Callable[[int], float],
-  update: Callable[..., tuple[TrainState, Mapping[str, Any]]],
-  batches: Batches,
-  rows: Sequence[Any],
-  num_tokens: Callable[[Any], int],
-  total_steps: int,
-  log_every: int,
-  checkpoint_every: int,
-  keep: int = 1,
-  frozen: Sequence[Any] = (),
-  columns: Sequence[progress.Column] = progress.TEXT_COLUMNS,
-  evaluate: Callable[[Params], Evaluations] | None = None,
-  evaluate_every: int = 0,
-) -> Trained:
-  """Trains from the start, or from the newest checkpoint, to the last step.
-
-  Scalars are logged every `log_every` steps: those of the step, and tokens per
-  second over all since the last ones.
-
-  Args:
-    workdir: of the run, claimed already (`directory.claim`), with the model's
-      description in it (`directory.save_model`).
-    mesh: in force.
-    specs: of the trained parameters.
-    start: makes them, where there is no checkpoint.
-    tx: the optimizer.
-    learning_rate: by update, from 0.
-    update: what `step.make_update` returned.
-    batches: on the host.
-    rows: mesh axes of a batch's leading axis, as `sharding.place` takes them.
-    num_tokens: of a batch.
-    total_steps: updates.
-    log_every: steps.
-    checkpoint_every: steps; the last one is always saved.
-    keep: the newest so many checkpoints stay.
-    frozen: given to `update` after the batch.
-    columns: of the progress table.
-    evaluate: by name, the results of parameters. Called before the first step,
-      where `evaluate_every` says so, and after the last step.
-    evaluate_every: steps; 0 for the two ends alone.
-  """
-  workdir = pathlib.Path(workdir)
-  checkpointer = checkpoint.Checkpointer(workdir, keep=keep)
-  restored = checkpointer.latest()
-  if restored is None:
-    state = state_lib.init_state(start(), tx)
-  else:
-    abstract = params_lib.abstract_params(specs, mesh)
-    state, _, kept = checkpointer.restore(
-      restored, state_lib.abstract_state(abstract, tx)
-    )
-    batches.set_state(kept["batches"])
-    progress.say(f"Going on after step {restored}.")
-  step = restored or 0
-  writer = run_log.Writer(workdir, restored=restored)
-  table = progress.Progress(total_steps, columns)
-  timer = progress.Timer()
-  tokens = 0
-
-  def evaluate_now() -> None:
-    with timer.phase("evaluate"):
-      for name, results in evaluate(state.params).items():
-        writer.write_evaluation(step, name, results)
-
-  def save() -> None:
-    checkpointer.save(step, state, progress={"batches": batches.get_state()})
-
-  if evaluate and restored is None:
-    evaluate_now()
-  with StopRequest() as stop:
-    while step < total_steps and not stop:
-      with timer.phase("data"):
-        batch = next(batches)
-        if callable(batch):
-          batch = batch(state.params)
-        tokens += num_tokens(batch)
-      state, scalars = update(state, sharding.place(mesh, batch, rows), *frozen)
-      step += 1
-      due = evaluate_every and step % evaluate_every == 0
-      if evaluate and (due or step == total_steps):
-        evaluate_now()
-      if step % log_every == 0 or step == total_steps:
-        scalars = sharding.to_host(scalars)
-        seconds = timer.step()
-        scalars |= seconds | process.memory()
-        scalars["learning_rate"] = learning_rate(step - 1)
-        scalars["num_tokens"] = num_tokens(batch)
-        scalars["time/tokens_per_second"] = tokens / seconds["time/step"]
-        tokens = 0
-        writer.write(step, scalars)
-        table.show(step, scalars)
-        require_finite(step, scalars)
-      # Last, so that a checkpoint never knows of a step that no file tells of.
-      if step % checkpoint_every == 0:
-        save()
-  save()
-  checkpointer.close()
-  writer.close()
-  return Trained(state, step == total_steps and not stop)
-
-
 def text_tokens(batch: Any) -> int:
   """The tokens of a batch that has `segments`: 0 where there is padding."""
   return int(np.count_nonzero(batch.segments))
-
-
-def require_finite(step: int, metrics: Mapping[str, Any]) -> None:
-  """Raises FloatingPointError where the loss or the gradient has diverged."""
-  for name in ("loss", "grad_norm"):
-    if not math.isfinite(metrics[name]):
-      raise FloatingPointError(
-        f"{name} is {metrics[name]} at step {step}: lower the learning rate, or"
-        " go on from an earlier checkpoint with another seed."
-      )

@@ -8,7 +8,7 @@ import pytest
 
 from grpo_jax import types
 from grpo_jax.curation import annotate
-from grpo_jax.sampling import generate
+from grpo_jax.types import Completions
 
 PROBLEMS, GROUP = 12, 6
 
@@ -29,8 +29,8 @@ def drawn():
   }
   rewards = np.array([earned[row // GROUP, texts[row]] for row in range(rows)])
   rewards[rng.random(rows) < 0.1] = math.nan
-  batch = generate.Completions(
-    problems, texts, rng.integers(1, 9, rows), rng.random(rows) < 0.1
+  batch = Completions(
+    problems, texts, rng.integers(1, 9, rows), rng.random(rows) < 0.1, GROUP
   )
   return annotate.Drawn(0, [np.zeros(1, np.int32)] * PROBLEMS, batch, rewards)
 
@@ -71,7 +71,7 @@ def test_the_pairs_of_a_problem_do_not_depend_on_its_batch(drawn):
   apart = []
   for problem in range(PROBLEMS):
     rows = slice(problem * GROUP, (problem + 1) * GROUP)
-    batch = generate.Completions(*(x[rows] for x in drawn.completions))
+    batch = drawn.completions[np.array([problem])]
     part = annotate.Drawn(7, drawn.prompts[:1], batch, drawn.rewards[rows])
     apart += annotate.pairs_of(part, **options)[0]
   assert whole == apart

@@ -10,6 +10,7 @@ from judge_server import chat, honest, serving
 
 from grpo_jax import errors, types
 from grpo_jax.curation import decontamination, selection
+from grpo_jax.types import Completions
 
 SUM = types.Problem("25,22,13,19=35?", "22+13", "pair_sum", "")
 OTHER = types.Problem("25,22,13,19=38?", "25+13", "pair_sum", "")
@@ -46,10 +47,12 @@ def select(selected, texts, problems=None, truncated=None, way="w", **rewrite):
   truncated = truncated or [False] * count
   rows = selected.select(
     way,
-    problems or [SUM] * count,
-    texts,
-    np.arange(count),
-    np.array(truncated, bool),
+    Completions(
+      problems or [SUM] * count,
+      texts,
+      np.arange(count),
+      np.array(truncated, bool),
+    ),
     rewrite,
   )
   assert [row["length"] for row in rows] == list(range(count))
@@ -116,7 +119,9 @@ def test_rows_taken_in_again_lead_to_the_same_state():
   rules = dict(again=(SUM.question,), max_per_prompt=2)
   whole, resumed = make_selection(**rules), make_selection(**rules)
   rows = whole.select(
-    "w", [SUM] * 4, texts, np.zeros(4, int), np.zeros(4, bool), {}
+    "w",
+    Completions([SUM] * 4, texts, np.zeros(4, int), np.zeros(4, bool)),
+    {},
   )
   for row in rows:
     resumed.add(row)
@@ -142,7 +147,8 @@ def test_what_was_rewritten_is_scored_and_what_was_sampled_is_told():
   selected = make_selection()
   loose = RIGHT.replace("</think>", "").replace("wrong", "不")
   (row,) = selected.select(
-    *("w", [SUM], [loose], np.array([9]), np.array([False])),
+    "w",
+    Completions([SUM], [loose], np.array([9]), np.array([False])),
     dict(retag=True, words=(("不", "wrong"),)),
   )
   assert row["dropped"] is None

@@ -120,6 +120,69 @@ def test_jsonl_fields_have_the_names_one_gives(load, write):
   assert problem[:2] == ("a", "b")
 
 
+def test_other_columns_of_a_file_are_there_by_name(load, write):
+  path = write("p.jsonl", line("a", 1, level=3, tags=["x"]), line("b", 2))
+  problems = load("jsonl", "train", path=path)
+  assert [p.columns for p in problems] == [{"level": 3, "tags": ["x"]}, {}]
+
+
+def test_a_list_and_a_table_say_the_same_as_lines(load, write):
+  rows = [("a, b", "1", "x"), ("c\n數", "2", "")]
+  objects = [dict(question=q, answer=a, kind=k) for q, a, k in rows]
+  paths = (
+    write("p.jsonl", *map(json.dumps, objects)),
+    write("p.json", json.dumps(objects)),
+    write("p.csv", "question,kind,answer", '"a, b",x,1', '"c\n數",,2'),
+  )
+  for path in paths:
+    problems = load("jsonl", "train", path=path)
+    assert [(p.question, p.answer, p.columns["kind"]) for p in problems] == rows
+
+
+@pytest.mark.parametrize(
+  ("name", "text", "message"),
+  [
+    ("p.json", '{"question": "a"}', r"p\.json: a list of JSON objects"),
+    ("p.json", "[", r"p\.json: no valid JSON"),
+    ("p.json", '[{"question": "a", "answer": 1}, 2]', r"record 2: a JSON obje"),
+    ("p.csv", "question,answer\na,1\nb", r"p\.csv, line 3: as many cells"),
+    ("p.csv", "question,answer\na,1,2", r"p\.csv, line 2: as many cells"),
+    ("p.csv", "prompt,answer\na,1", r"no field 'question'; it has 'prompt'"),
+    ("p.csv", "prompt,answer\na,1", r"Name yours with question=NAME\.$"),
+    ("p.csv", "question,solution\na,1", r"Name yours with answer=NAME\.$"),
+  ],
+)
+def test_what_is_wrong_with_a_list_or_a_table_is_named(
+  load, write, name, text, message
+):
+  with pytest.raises(ValueError, match=message):
+    load("jsonl", "train", path=write(name, text))
+
+
+def test_a_file_of_its_own_is_the_test_split(load, write):
+  options = dict(
+    path=write("a.jsonl", line("a", 1)),
+    test=write("b.csv", "question,answer", "b,2"),
+  )
+  for split, question in (("train", "a"), ("test", "b")):
+    assert [p.question for p in load("jsonl", split, **options)] == [question]
+
+
+def test_ways_to_hold_out_exclude_each_other(load, write, tmp_path):
+  path = write("set/train.jsonl", line("a", 1))
+  both = dict(test=path, test_share=0.5)
+  with pytest.raises(ValueError, match="exclude each other"):
+    load("jsonl", "train", path=path, **both)
+  with pytest.raises(ValueError, match=r"test='.*' needs a file"):
+    load("jsonl", "train", path=str(tmp_path / "set"), test=path)
+
+
+def test_a_share_that_holds_no_question_is_named(load, write):
+  path = write("p.jsonl", line("a", 1))
+  with pytest.raises(ValueError, match=r"no question for the test split at te"):
+    load("jsonl", "train", path=path, test_share=0.001)
+
+
 def test_an_edited_file_is_another_dataset(load, write):
   for answer in ("1", "2", "1"):
     path = write("p.jsonl", line("a", answer))

@@ -9,7 +9,6 @@ import pytest
 
 from grpo_jax import types
 from grpo_jax.evaluation import metrics
-from grpo_jax.rewards import combine
 from grpo_jax.rl import metrics as rl_metrics
 from grpo_jax.runs import process
 from grpo_jax.train import loop
@@ -38,7 +37,7 @@ def test_a_step_shows_the_mean_of_its_updates():
 def scores_of(rewards, valid=None, **terms):
   rewards = np.float32(rewards)
   valid = np.ones(rewards.shape, bool) if valid is None else np.array(valid)
-  return combine.Scores(
+  return types.Rewards(
     rewards, valid, {k: np.float32(v) for k, v in terms.items()}
   )
 
@@ -111,11 +110,14 @@ class TestRewardMetrics:
     assert not recwarn.list
 
 
-def test_lengths_come_from_the_mask_and_truncation_from_the_sampler():
-  mask = np.arange(5) < np.array([[1, 5], [2, 4]])[..., None]
-  truncated = np.array([[False, True], [False, False]])
-  texts = ["", "wait, but", "no", "wait"]
-  assert metrics.completion_metrics(texts, mask, truncated) == {
+def test_lengths_and_truncation_are_those_of_the_completions():
+  completions = types.Completions(
+    [PROBLEM] * 4,
+    ["", "wait, but", "no", "wait"],
+    np.array([1, 5, 2, 4]),
+    np.array([False, True, False, False]),
+  )
+  assert metrics.completion_metrics(completions) == {
     "completions/mean_length": 3.0,
     "completions/min_length": 1,
     "completions/max_length": 5,

@@ -7,9 +7,9 @@ import pytest
 
 from grpo_jax import errors, types
 from grpo_jax.data.tokenizers import tokenizer
-from grpo_jax.evaluation import probes, results
+from grpo_jax.evaluation import probes
 from grpo_jax.models import scoring
-from grpo_jax.rewards import combine
+from grpo_jax.sampling.generate import Policy
 
 TOK = tokenizer.ByteTokenizer()
 CFG = helpers.tiny(num_layers=1, vocab_size=264)
@@ -21,7 +21,8 @@ def loss(sizes=None, **options):
   with jax.set_mesh(mesh):
     params = helpers.make_params(CFG, mesh)
     settings = dict(row_length=16, num_rows=4) | options
-    return probes.text_loss(params, CFG, TOK, DOCUMENTS, mesh, **settings)
+    policy = Policy(params, CFG, TOK, mesh)
+    return probes.text_loss(policy, DOCUMENTS, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +64,13 @@ def test_text_loss_does_not_depend_on_batches_and_devices(
 
 def answered(texts, accuracy, question="q"):
   problems = [types.Problem(question, "1", "gsm8k", "q")] * len(texts)
-  scores = combine.Scores(
+  scores = types.Rewards(
     np.zeros(len(texts), np.float32),
     np.ones(len(texts), bool),
     {"accuracy": np.asarray(accuracy, np.float32)},
   )
   lengths = np.full(len(texts), 3)
-  return results.Answers(
-    problems, texts, lengths, lengths < 0, scores, samples=2
-  )
+  return types.Completions(problems, texts, lengths, lengths < 0, 2, scores)
 
 
 def setting(data_dir, **fields):
@@ -95,7 +94,7 @@ def test_forgetting_is_the_increase_of_the_loss(tmp_path):
   TOK.save(tmp_path / "base" / "tokenizer")
   mesh = helpers.make_mesh()
   with jax.set_mesh(mesh):
-    policy = helpers.make_params(CFG, mesh), CFG, TOK
+    policy = Policy(helpers.make_params(CFG, mesh), CFG, TOK, mesh)
     measure = probes.forgetting(
       setting(tmp_path, load=lambda base: policy),
       data=CORPUS,

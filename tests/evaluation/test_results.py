@@ -25,13 +25,13 @@ def answered(*groups, rewards=None):
   scores = combine.score(
     rewards or {"accuracy": 1.0, "format": 0.5}, problems, texts
   )
-  return results.Answers(
+  return types.Completions(
     problems,
     texts,
     np.arange(1, len(texts) + 1),
     np.arange(len(texts)) == 0,
-    scores,
     len(groups[0]),
+    scores,
   )
 
 
@@ -96,7 +96,7 @@ def test_the_histogram_counts_every_length_once(longest):
 
 def test_programs_have_no_majority(three):
   problems = [p._replace(source="mbpp") for p in three.problems]
-  found = results.details(three._replace(problems=problems))
+  found = results.details(three.replace(problems=problems))
   assert "pass@4" in found
   assert not [name for name in found if name.startswith("cons@")]
 

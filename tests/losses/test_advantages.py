@@ -1,3 +1,5 @@
+import functools
+import inspect
 import json
 import math
 
@@ -72,6 +74,101 @@ def test_leave_one_out_matches_the_paper(seed, scale):
   np.testing.assert_allclose(result, expected, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_batch_scaled_advantages_match_the_paper(seed):
+  rewards, valid = _rewards(seed)
+  std = np.std(rewards[valid], ddof=1) + 1e-6
+  expected = _loop(rewards, valid, lambda r: (r - np.mean(r)) / std)
+  result = advantages.group_advantages(*_jax(rewards, valid), scale="batch")
+  np.testing.assert_allclose(result, expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_max_rl_divides_by_the_mean(seed):
+  rewards, valid = _rewards(seed)
+  rewards = np.maximum(rewards, 0.0)
+  rewards[3], valid[3] = 0.0, True  # Solved by none.
+  expected = _loop(rewards, valid, lambda r: (r - np.mean(r)) / np.mean(r))
+  result = advantages.max_rl(*_jax(rewards, valid))
+  np.testing.assert_allclose(result, expected, rtol=2e-5, atol=1e-5)
+
+
+def test_max_rl_gives_every_group_with_a_success_the_same_push():
+  # The positive advantages of a group sum to G (1 - p), whatever p is times p.
+  correct = jnp.arange(8) < jnp.arange(1, 8)[:, None]
+  result = advantages.max_rl(correct.astype(jnp.float32))
+  mean = jnp.mean(correct, axis=-1)
+  pushed = jnp.sum(jnp.where(correct, result, 0.0), axis=-1)
+  np.testing.assert_allclose(pushed, 8 * (1 - mean), rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_opo_subtracts_the_mean_weighed_by_length(seed):
+  rewards, valid = _rewards(seed)
+  lengths = np.random.default_rng(seed).integers(1, 50, rewards.shape)
+  expected = np.zeros_like(rewards)
+  for p in range(len(rewards)):
+    r, length = rewards[p][valid[p]], lengths[p][valid[p]]
+    if len(r) > 1 and np.ptp(r) > 0:
+      expected[p][valid[p]] = r - np.sum(length * r) / np.sum(length)
+  rewards, valid = _jax(rewards, valid)
+  result = advantages.opo(rewards, jnp.asarray(lengths), valid)
+  np.testing.assert_allclose(result, expected, rtol=2e-5, atol=1e-5)
+
+
+def test_opo_of_equal_lengths_only_centers():
+  rewards = jnp.asarray(np.random.default_rng(0).random((4, 8)), jnp.float32)
+  np.testing.assert_allclose(
+    advantages.opo(rewards, jnp.full((4, 8), 7)),
+    advantages.group_advantages(rewards, scale="none"),
+    atol=1e-6,
+  )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gpg_scales_up_for_groups_without_variance(seed):
+  rewards, valid = _rewards(seed)
+  teaching = sum(
+    v.sum()
+    for r, v in zip(rewards, valid, strict=True)
+    if v.sum() > 1 and np.ptp(r[v]) > 0
+  )
+  alpha = valid.sum() / teaching
+  expected = _loop(rewards, valid, lambda r: alpha * (r - np.mean(r)))
+  result = advantages.gpg(*_jax(rewards, valid))
+  np.testing.assert_allclose(result, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_gpg_of_groups_that_all_teach_only_centers():
+  rewards = jnp.asarray(np.random.default_rng(0).random((4, 8)), jnp.float32)
+  np.testing.assert_allclose(
+    advantages.gpg(rewards),
+    advantages.group_advantages(rewards, scale="none"),
+    atol=1e-6,
+  )
+  np.testing.assert_array_equal(advantages.gpg(jnp.ones((2, 3))), 0.0)
+
+
+def test_remax_subtracts_the_greedy_reward_of_the_prompt():
+  rewards = jnp.array([[1.0, 0.0], [1.0, jnp.nan], [0.5, 0.5]])
+  valid = jnp.array([[True, True], [True, False], [True, True]])
+  result = advantages.remax(rewards, jnp.array([0.25, 1.0, jnp.nan]), valid)
+  np.testing.assert_array_equal(result, [[0.75, -0.25], [0, 0], [0, 0]])
+
+
+def test_every_row_takes_its_data_by_name_and_has_defaults_but_for_k():
+  data = {
+    "rewards", "valid", "terms", "term_weights", "correct", "lengths",
+    "greedy_rewards", "mask", "old_logprobs", "ref_logprobs", "values",
+  }  # fmt: skip
+  for kind, row in advantages.ADVANTAGES.items():
+    for p in inspect.signature(row).parameters.values():
+      if p.kind is p.KEYWORD_ONLY:
+        assert p.default is not p.empty or p.name == "k", kind
+      else:
+        assert p.name in data, kind
+
+
 def test_advantages_of_a_real_system_are_reproduced(shared_data):
   lines = (shared_data / "rollouts" / "graded_groups.jsonl").read_text()
   groups = {}
@@ -113,7 +210,16 @@ def test_the_order_within_a_group_changes_nothing():
 @pytest.mark.parametrize("reward", [0.0, 0.1, 1 / 3, 1e3 + 0.1])
 def test_a_group_without_variance_is_exactly_zero(reward):
   rewards = jnp.full((1, 7), reward, jnp.float32)
-  for function in (advantages.group_advantages, advantages.leave_one_out):
+  lengths = jnp.arange(1, 8)[None]
+  for function in (
+    advantages.group_advantages,
+    functools.partial(advantages.group_advantages, scale="batch"),
+    advantages.leave_one_out,
+    advantages.best_of_group,
+    advantages.max_rl,
+    advantages.gpg,
+    lambda rewards: advantages.opo(rewards, lengths),
+  ):
     np.testing.assert_array_equal(function(rewards), 0.0)
 
 
@@ -124,6 +230,8 @@ def test_a_group_of_one_is_refused():
     advantages.leave_one_out,
     advantages.best_of_group,
     advantages.reinforce_plus_plus,
+    advantages.max_rl,
+    advantages.gpg,
   ):
     with pytest.raises(ValueError, match="at least 2"):
       function(rewards)
@@ -150,6 +258,66 @@ def test_reinforce_plus_plus_matches_the_paper(baseline):
     *_jax(rewards, valid), baseline=baseline
   )
   np.testing.assert_allclose(result, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_reinforce_plus_plus_charges_each_token_for_the_kl_ahead():
+  rng = np.random.default_rng(0)
+  rewards, valid = _rewards(0, (4, 3))
+  mask = rng.random((4, 3, 5)) < 0.7
+  old, ref = -rng.exponential(size=(2, 4, 3, 5))
+  shifted = np.zeros(mask.shape)
+  for p, g, t in zip(*np.nonzero(mask), strict=True):
+    ahead = mask[p, g] & (np.arange(5) >= t)
+    shifted[p, g, t] = rewards[p, g] - 0.3 * np.sum((old - ref)[p, g][ahead])
+  known = mask & valid[..., None]
+  members = shifted[known]
+  expected = (shifted - members.mean()) / (members.std(ddof=1) + 1e-6)
+  data = [
+    jnp.asarray(np.where(known, x, np.nan), jnp.float32) for x in (old, ref)
+  ]
+  result = advantages.reinforce_plus_plus(
+    *_jax(rewards, valid), jnp.asarray(mask), *data, baseline=False, kl_coef=0.3
+  )
+  np.testing.assert_allclose(
+    result, np.where(known, expected, 0.0), rtol=1e-4, atol=1e-5
+  )
+  with pytest.raises(ValueError, match="ref_logprobs"):
+    advantages.reinforce_plus_plus(*_jax(rewards, valid), kl_coef=0.3)
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.3])
+def test_token_advantages_match_a_loop_over_chosen_tokens(kl_coef):
+  rng = np.random.default_rng(0)
+  rewards, valid = _rewards(0, (4, 3))
+  mask = rng.random((4, 3, 5)) < 0.7
+  old, ref, values = rng.normal(size=(3, 4, 3, 5))
+  settings = {"discount": 0.9, "lambda_": 0.8}
+  expected = np.zeros(mask.shape)
+  for p, g in zip(*np.nonzero(valid), strict=True):
+    given = -kl_coef * (old - ref)[p, g]
+    chosen = np.nonzero(mask[p, g])[0]
+    if len(chosen):
+      given[chosen[-1]] += rewards[p, g]
+    expected[p, g] = _gae_loop(
+      given, values[p, g], mask[p, g], **settings, final_value=0.0
+    )
+  known = mask & valid[..., None]
+  data = [
+    jnp.asarray(np.where(mask, x, np.nan), jnp.float32)
+    for x in (old, ref, values)
+  ]
+  result, returns = advantages.ADVANTAGES["gae"](
+    *_jax(rewards, valid),
+    jnp.asarray(mask),
+    *data,
+    **settings,
+    kl_coef=kl_coef,
+    normalize=False,
+  )
+  np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(
+    returns, np.where(known, expected + values, np.nan), rtol=1e-4, atol=1e-5
+  )
 
 
 def test_reward_decoupled_matches_the_paper():

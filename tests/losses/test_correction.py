@@ -1,3 +1,5 @@
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,3 +154,37 @@ def test_empty_bands_and_fractions_are_refused():
       function(x, x, mask, ratio_min=2.0, ratio_max=1.0)
   with pytest.raises(ValueError, match="fraction"):
     correction.keep_high_entropy(x, mask, fraction=0.0)
+
+
+def test_every_row_takes_its_data_by_name():
+  data = {"old_logprobs", "sampler_logprobs", "mask", "entropy"}
+  old, sampler, _, mask = _batch()
+  given = {
+    "old_logprobs": _jax(old, mask),
+    "sampler_logprobs": _jax(sampler, mask),
+    "mask": jnp.asarray(mask),
+    "entropy": _jax(-old, mask),
+  }
+  for kind, row in correction.CORRECTIONS.items():
+    parameters = inspect.signature(row).parameters.values()
+    names = {p.name for p in parameters if p.kind is not p.KEYWORD_ONLY}
+    assert names <= data, kind
+    band = {"ratio_min": 0.5, "ratio_max": 2.0}
+    options = band if kind == "keep_sequences" else {}
+    factor = row(**{name: given[name] for name in names}, **options)
+    assert jnp.all(jnp.isfinite(factor)), kind
+    assert not jnp.any(jnp.where(mask, 0.0, factor)), kind
+  np.testing.assert_array_equal(
+    correction.CORRECTIONS["none"](mask=given["mask"]), mask
+  )
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 40])
+def test_highest_is_a_sort_among_the_mask_whatever_the_sign(count):
+  x = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32) - 9
+  mask = np.random.default_rng(1).random((4, 6)) < 0.6
+  result = correction.highest(
+    _jax(x, mask), jnp.asarray(mask), jnp.float32(count)
+  )
+  cut = np.sort(x[mask])[-min(count, mask.sum())]
+  np.testing.assert_array_equal(result, mask & (x >= cut))

@@ -168,3 +168,15 @@ def test_unknown_names_and_targets_are_refused():
     kl.estimate(x, x, jnp.ones(3, bool), estimator="k4")
   with pytest.raises(ValueError, match="target="):
     kl.adapt_coef(0.1, 1.0, target=0.0)
+
+
+def test_the_entropy_coefficient_acts_below_its_target_alone():
+  state, used = 0.0, []
+  for entropy in (0.1, 0.1, 0.2, 0.5, 0.5, 0.5, 0.5, 0.1):
+    coef, state = kl.adapt_entropy_coef(state, entropy, target=0.2, delta=0.25)
+    used.append(coef)
+  assert used == [0.0, 0.25, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0]
+  assert state == 0.25
+  assert kl.adapt_entropy_coef(1.0, 0.1, target=0.2)[1] == 1.0
+  with pytest.raises(ValueError, match="target="):
+    kl.adapt_entropy_coef(0.1, 1.0, target=0.0)

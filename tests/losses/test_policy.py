@@ -8,8 +8,9 @@ import pytest
 
 from grpo_jax.losses import policy, weighting
 
-OBJECTIVES = sorted(set(policy.OBJECTIVES) - {"ppo"})
-BY_TOKEN = ["grpo", "cispo", "sapo", "reinforce"]
+# Those that choose among all tokens are in test_surrogates.py.
+OBJECTIVES = sorted(set(policy.OBJECTIVES) - {"ppo", "clip_cov", "kl_cov"})
+BY_TOKEN = ["grpo", "cispo", "sapo", "reinforce", "dppo_tv", "dppo_kl", "dro"]
 
 # Options of each objective, one set per seed.
 OPTIONS = {
@@ -24,6 +25,11 @@ OPTIONS = {
   "cispo": [{}, {"ratio_min": 0.5, "ratio_max": 1.28}, {"ratio_max": 8.0}],
   "sapo": [{}, {"tau_positive": 2.0, "tau_negative": 3.0}, {}],
   "reinforce": [{}, {}, {}],
+  "luspo": [{}, {"clip_low": 0.1, "clip_high": 0.3}, {"clip_low": 2.0}],
+  "dppo_tv": [{}, {"max_low": 0.05, "max_high": 0.02}, {"max_low": 1.0}],
+  "dppo_kl": [{}, {"max_low": 0.01, "max_high": 0.02}, {"max_low": 1.0}],
+  "vespo": [{}, {"power_positive": 1.0, "decay_negative": 0.5}, {}],
+  "dro": [{}, {"beta": 0.5}, {}],
 }
 TERMS = [
   {},
@@ -42,7 +48,9 @@ def _batch(seed, shape=(2, 3, 5), spread=0.4):
   logprobs = -rng.exponential(size=shape)
   batch = {
     "logprobs": logprobs,
-    "old_logprobs": logprobs + rng.normal(scale=spread, size=shape),
+    "old_logprobs": np.minimum(
+      logprobs + rng.normal(scale=spread, size=shape), -1e-3
+    ),
     "ref_logprobs": logprobs + rng.normal(scale=spread, size=shape),
     "advantages": np.broadcast_to(
       rng.normal(size=shape[:-1] + (1,)), shape
@@ -126,10 +134,40 @@ def _surrogates(name, row, frozen, options):
         else options.get("tau_negative", 1.05)
       )
       value = 4 / tau / (1 + math.exp(min(-tau * (ratio - 1), 700.0))) * a
+    elif name == "luspo":
+      value = len(tokens) * clipped(math.exp(_clamp(np.mean(log_ratio))), a)
+    elif name.startswith("dppo"):
+      value = 0.0 if _is_far(name, row, frozen, t, options) else ratio * a
+    elif name == "vespo":
+      sign = "positive" if a >= 0 else "negative"
+      power, decay = {"positive": (2.0, 3.0), "negative": (3.0, 2.0)}[sign]
+      power = options.get("power_" + sign, power)
+      decay = options.get("decay_" + sign, decay)
+      w = math.exp(_clamp(np.sum(frozen_log_ratio)))
+      weight = math.exp(_clamp(power * math.log(w) + decay * (1 - w)))
+      value = weight * a * row["logprobs"][t]
+    elif name == "dro":
+      beta = options.get("beta", 0.05)
+      value = a * row["logprobs"][t] - beta / 2 * log_ratio[t] ** 2
     else:
       value = a * row["logprobs"][t]
     result.append(value)
   return result
+
+
+def _is_far(name, row, frozen, t, options):
+  """Whether DPPO drops a token."""
+  a = row["advantages"][t]
+  pi, mu = math.exp(frozen[t]), math.exp(row["old_logprobs"][t])
+  tv = name == "dppo_tv"
+  bound = options.get("max_high" if a > 0 else "max_low", 0.15 if tv else 0.05)
+  if a * (pi - mu) <= 0:
+    return False
+  if tv:
+    return abs(pi - mu) > bound
+  left, old_left = max(-math.expm1(frozen[t]), 1e-8), max(1 - mu, 1e-8)
+  kl = mu * math.log(mu / pi) + (1 - mu) * math.log(old_left / left)
+  return kl > bound
 
 
 def _kl(row, t, frozen, estimator, off_policy):
@@ -388,6 +426,8 @@ def test_the_first_update_has_the_gradient_of_the_advantage_times_logprob(name):
   expected = jnp.where(
     batch["weights"] > 0, -batch["weights"] * batch["advantages"], 0.0
   )
+  if name == "luspo":
+    expected *= jnp.sum(batch["weights"] > 0, axis=-1, keepdims=True)
   np.testing.assert_allclose(grad, expected, rtol=1e-5)
   np.testing.assert_allclose(metrics["ratio/mean"], 1.0, rtol=1e-6)
   np.testing.assert_allclose(metrics["ratio/square"], 1.0, rtol=1e-6)
@@ -479,6 +519,9 @@ def test_the_entropy_bonus_carries_gradient():
     ("gmpo", {"log_clip_low": -0.1}, "at least 0"),
     ("cispo", {"ratio_min": 2.0, "ratio_max": 1.0}, "must hold"),
     ("sapo", {"tau_negative": 0.0}, "positive"),
+    ("vespo", {"power_negative": -1.0}, "at least 0"),
+    ("dro", {"beta": 0.0}, "positive"),
+    ("kl_cov", {"fraction": 0.0}, "in \\(0, 1\\]"),
   ],
 )
 def test_a_contradiction_is_refused(name, options, sentence):
@@ -496,7 +539,7 @@ def test_a_kl_loss_without_expected_gradient_is_refused():
 
 
 @pytest.mark.parametrize("weighting", ["token_mean", "constant_length"])
-@pytest.mark.parametrize("objective", ["gspo", "gspo_token", "gmpo"])
+@pytest.mark.parametrize("objective", ["gspo", "gspo_token", "gmpo", "luspo"])
 def test_a_sequence_ratio_refuses_a_weighting_by_tokens(objective, weighting):
   policy.check(objective, "sequence_mean")
   policy.check("grpo", weighting)

@@ -1,4 +1,5 @@
 import functools
+import inspect
 import math
 
 import jax
@@ -268,3 +269,33 @@ def test_impossible_coefficients_are_refused():
     preference.kto_loss(x, x, label, jnp.float32(0), x, beta=-1.0)
   with pytest.raises(ValueError, match="label_smoothing="):
     preference.dpo_loss(x, x, x, x, x, label_smoothing=0.5)
+
+
+def test_every_row_takes_its_data_by_name_and_has_defaults():
+  data = {
+    "chosen_logprobs", "rejected_logprobs", "ref_chosen_logprobs",
+    "ref_rejected_logprobs", "chosen_lengths", "rejected_lengths", "weights",
+    "logprobs", "ref_logprobs", "desirable", "reference_point",
+  }  # fmt: skip
+  for name, row in preference.PREFERENCES.items():
+    for p in inspect.signature(row).parameters.values():
+      if p.kind is p.KEYWORD_ONLY:
+        assert p.default is not p.empty, name
+      else:
+        assert p.name in data, name
+
+
+def test_simpo_does_not_see_the_length_of_completions_alike_per_token():
+  weights, lengths = jnp.ones(2) / 2, jnp.array([3, 5])
+  per_token = jnp.array([-0.5, -1.0]), jnp.array([-0.7, -0.8])
+
+  def loss(factor):
+    chosen, rejected = (x * lengths * factor for x in per_token)
+    return preference.simpo_loss(
+      chosen, rejected, factor * lengths, factor * lengths, weights
+    )[0]
+
+  np.testing.assert_allclose(loss(1), loss(4), rtol=1e-6)
+  with pytest.raises(ValueError, match="margin="):
+    x = jnp.zeros(2)
+    preference.simpo_loss(x, x, lengths, lengths, weights, margin=-1.0)

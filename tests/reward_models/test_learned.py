@@ -17,7 +17,7 @@ from grpo_jax.reward_models import judge_local, learned, saved
 from grpo_jax.reward_models import terms as reward_terms
 from grpo_jax.rewards import combine
 from grpo_jax.runs import directory
-from grpo_jax.sampling import decode
+from grpo_jax.sampling import decode, generate
 
 TOKENIZER = tokenizer.ByteTokenizer()
 CFG = helpers.tiny(num_layers=1, vocab_size=264)
@@ -296,7 +296,7 @@ class TestRewardsByName:
       make_model(PROCESS), PROBLEMS, COMPLETIONS, aggregate="mean"
     ).scores
     np.testing.assert_allclose(
-      scores.rewards, np.add(want, np.multiply(0.5, steps)), atol=1e-5
+      scores.total, np.add(want, np.multiply(0.5, steps)), atol=1e-5
     )
 
   def test_what_is_no_reward_model_or_of_another_kind_is_told_before_a_run(
@@ -335,10 +335,9 @@ class TestJudgeOfOurs:
   def judge(self, mesh=None, prompts_per_batch=2, **changes):
     mesh = mesh or helpers.make_mesh()
     return judge_local.Judge(
-      params=helpers.make_params(CFG, mesh),
-      cfg=CFG,
-      tokenizer=self.TOKENIZER,
-      mesh=mesh,
+      policy=generate.Policy(
+        helpers.make_params(CFG, mesh), CFG, self.TOKENIZER, mesh
+      ),
       template="{question}",
       sampling=self.SAMPLING,
       prompt_slots=24,

@@ -371,4 +371,4 @@ def test_programs_are_graded_through_a_config_of_rewards():
   completions = [f"```python\n{SOLUTION}```", "```python\ndef f(x): pass\n```"]
   section = {"code": 2.0, "tag_count": 1.0}
   scores = combine.score(section, [problem(SQUARE)] * 2, completions)
-  assert scores.rewards.tolist() == [2.0, 0.0]
+  assert scores.total.tolist() == [2.0, 0.0]

@@ -11,6 +11,7 @@ from ml_collections import config_dict
 
 from grpo_jax import errors, types
 from grpo_jax.rewards import combine
+from grpo_jax.rewards import section as section_lib
 from grpo_jax.rewards import terms as terms_lib
 
 GOOD = "<think>22+13=35 ok</think><answer>22+13</answer>"
@@ -36,18 +37,18 @@ def test_rewards_are_the_weighted_sum_of_their_terms():
     [PROBLEM] * 4,
     [GOOD, GOOD.replace("13<", "19<"), "<answer>13+22</answer>", "no"],
   )
-  np.testing.assert_array_equal(scores.rewards, [1.25, 0.25, 1.0, 0.0])
+  np.testing.assert_array_equal(scores.total, [1.25, 0.25, 1.0, 0.0])
   np.testing.assert_array_equal(scores.terms["accuracy"], [1, 0, 1, 0])
   np.testing.assert_array_equal(scores.terms["format"], [1, 1, 0, 0])
   assert scores.valid.all()
-  assert scores.rewards.dtype == np.float32
+  assert scores.total.dtype == np.float32
   assert scores.terms["format"].dtype == np.float32
 
 
 def test_fractions_are_not_truncated(monkeypatch):
   returns(monkeypatch, [0.9, np.float32(0.5), jnp.float32(0.25), True, 2])
   scores = combine.score({"mine": MINE}, [PROBLEM] * 5, [GOOD] * 5)
-  np.testing.assert_allclose(scores.rewards, [0.9, 0.5, 0.25, 1.0, 2.0])
+  np.testing.assert_allclose(scores.total, [0.9, 0.5, 0.25, 1.0, 2.0])
 
 
 def test_a_row_without_a_score_is_not_valid_and_earns_nothing():
@@ -55,7 +56,7 @@ def test_a_row_without_a_score_is_not_valid_and_earns_nothing():
     {"format": 1.0, "accuracy": 1.0}, [PROBLEM, UNGRADABLE], [GOOD, GOOD]
   )
   np.testing.assert_array_equal(scores.valid, [True, False])
-  np.testing.assert_array_equal(scores.rewards, [2.0, 0.0])
+  np.testing.assert_array_equal(scores.total, [2.0, 0.0])
   np.testing.assert_array_equal(scores.terms["accuracy"], [1.0, np.nan])
   np.testing.assert_array_equal(scores.terms["format"], [1.0, 1.0])
 
@@ -65,13 +66,13 @@ def test_a_term_of_weight_zero_is_logged_and_changes_nothing():
     {"format": 0.5, "accuracy": 0}, [PROBLEM, UNGRADABLE], [GOOD, GOOD]
   )
   assert scores.valid.all()
-  np.testing.assert_array_equal(scores.rewards, [0.5, 0.5])
+  np.testing.assert_array_equal(scores.total, [0.5, 0.5])
   np.testing.assert_array_equal(scores.terms["accuracy"], [1.0, np.nan])
 
 
 def test_negative_weights_subtract():
   scores = combine.score({"accuracy": 1.0, "format": -2.0}, [PROBLEM], [GOOD])
-  assert scores.rewards[0] == -1.0
+  assert scores.total[0] == -1.0
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ def test_options_of_a_term_are_those_of_its_function():
   )
   np.testing.assert_array_equal(scores.terms["size"], [1, 2])
   np.testing.assert_array_equal(scores.terms["half"], [0.5, 1.5])
-  np.testing.assert_array_equal(scores.rewards, [2.5, 5.5])
+  np.testing.assert_array_equal(scores.total, [2.5, 5.5])
 
 
 def test_a_config_dict_is_as_good_as_a_dict():
@@ -189,14 +190,14 @@ def test_a_config_dict_is_as_good_as_a_dict():
   )
   combine.check(section.rewards)
   scores = combine.score(section.rewards, [PROBLEM], [GOOD])
-  np.testing.assert_array_equal(scores.rewards, [2.0])
+  np.testing.assert_array_equal(scores.total, [2.0])
 
 
 def test_a_gated_term_counts_where_the_other_reaches_its_least_value():
   gated = own("length", most=9, only_if={"accuracy": 1.0})
   wrong = GOOD.replace("13<", "19<")
   scores = score([GOOD, wrong], accuracy=1.0, size=gated)
-  np.testing.assert_array_equal(scores.rewards, [10.0, 0.0])
+  np.testing.assert_array_equal(scores.total, [10.0, 0.0])
   np.testing.assert_array_equal(scores.terms["size"], [9.0, 9.0])
   assert scores.valid.all()
 
@@ -205,7 +206,7 @@ def test_a_term_behind_a_closed_gate_needs_no_score():
   gated = own("nobody_knows", only_if={"accuracy": 1.0})
   scores = score([GOOD, "no"], accuracy=1.0, mine=gated)
   np.testing.assert_array_equal(scores.valid, [False, True])
-  np.testing.assert_array_equal(scores.rewards, [0.0, 0.0])
+  np.testing.assert_array_equal(scores.total, [0.0, 0.0])
 
 
 def test_a_gate_without_a_score_leaves_its_row_without_a_reward():
@@ -234,7 +235,7 @@ def test_a_term_for_some_sources_is_asked_about_their_rows_alone():
     [GOOD, "a", "no", "b"],
     lengths=np.array([1, 2, 3, 4]),
   )
-  np.testing.assert_array_equal(scores.rewards, [1.0, 1.0, 0.0, 2.0])
+  np.testing.assert_array_equal(scores.total, [1.0, 1.0, 0.0, 2.0])
   np.testing.assert_array_equal(scores.terms["it"], [np.nan, 2, np.nan, 4])
   np.testing.assert_array_equal(
     scores.terms["accuracy"], [1, np.nan, 0, np.nan]
@@ -252,7 +253,7 @@ def test_a_term_without_a_row_is_not_asked():
   ASKED.clear()
   section = {"accuracy": 1.0, "it": WATCHES}
   scores = combine.score(section, [PROBLEM], [GOOD], lengths=np.array([1]))
-  assert scores.rewards[0] == 1.0 and not ASKED
+  assert scores.total[0] == 1.0 and not ASKED
   np.testing.assert_array_equal(scores.terms["it"], [np.nan])
 
 
@@ -265,17 +266,17 @@ def test_behind_a_gate_that_does_not_apply_a_term_adds_nothing():
     [PROBLEM, CHAT],
     [GOOD, GOOD],
   )
-  np.testing.assert_array_equal(scores.rewards, [1.5, 0.0])
+  np.testing.assert_array_equal(scores.total, [1.5, 0.0])
   assert scores.valid.all()
 
 
 def test_a_term_counts_from_its_step_on():
   section = {"accuracy": 1.0, "format": dict(weight=0.5, from_step=3)}
   args = section, [PROBLEM], [GOOD]
-  assert combine.score(*args, step=2).rewards[0] == 1.0
+  assert combine.score(*args, step=2).total[0] == 1.0
   assert np.isnan(combine.score(*args, step=2).terms["format"][0])
-  assert combine.score(*args, step=3).rewards[0] == 1.5
-  assert combine.score(*args).rewards[0] == 1.5
+  assert combine.score(*args, step=3).total[0] == 1.5
+  assert combine.score(*args).total[0] == 1.5
 
 
 def test_a_problem_that_no_term_rewards_is_an_error():
@@ -306,7 +307,7 @@ def test_lengths_in_tokens_are_given_to_terms_that_ask_for_them():
     lengths=np.array([3, 4]),
     truncated=np.array([False, True]),
   )
-  np.testing.assert_array_equal(scores.rewards, [3.0, -1.0])
+  np.testing.assert_array_equal(scores.total, [3.0, -1.0])
 
 
 def test_terms_run_at_once_and_those_of_the_device_in_the_callers_thread():
@@ -359,5 +360,5 @@ def test_a_mistake_in_the_config_is_told_in_one_sentence(section, sentence):
 
 
 def test_every_built_in_reward_can_be_imported():
-  for name, path in combine.REWARDS.items():
-    assert callable(combine._load(name, path))
+  for name, path in section_lib.REWARDS.items():
+    assert callable(section_lib.load(name, path))

@@ -1,10 +1,10 @@
 """Groups that all do alike are drawn anew."""
 
+import helpers
 import numpy as np
 import pytest
 
 from grpo_jax import types
-from grpo_jax.rewards import combine
 from grpo_jax.rl import dynamic_sampling
 
 NAN = np.nan
@@ -22,7 +22,7 @@ def make_rounds(*rounds, valid=None):
     outcomes = np.float32(rounds[number]).ravel()
     count = len(outcomes)
     usable = np.ones(count, bool) if valid is None else np.array(valid[number])
-    scores = combine.Scores(
+    scores = types.Rewards(
       np.arange(count, dtype=np.float32),
       usable,
       {"accuracy": outcomes, "format": np.arange(count, dtype=np.float32)},
@@ -41,7 +41,10 @@ def make_rounds(*rounds, valid=None):
     texts = [str(t) for t in tokens.ravel()]
     problems = [types.Problem(t, "", "any", "") for t in texts]
     drawn.append(number)
-    return dynamic_sampling.Groups(problems, rollout, texts, lambda: scores)
+    completions = helpers.earning(rollout, None).replace(
+      problems=problems, texts=texts
+    )
+    return dynamic_sampling.Pending(completions, lambda: scores)
 
   return ask, drawn
 
@@ -56,9 +59,9 @@ def check(groups, tokens):
   assert groups.rollout.prompts.tokens.ravel().tolist() == tokens[::3]
   assert groups.texts == [str(t) for t in tokens]
   assert [p.question for p in groups.problems] == groups.texts
-  scores = groups.finish()
-  np.testing.assert_array_equal(scores.rewards, np.array(tokens) % 100)
-  np.testing.assert_array_equal(scores.terms["format"], scores.rewards)
+  scores = groups.rewards
+  np.testing.assert_array_equal(scores.total, np.array(tokens) % 100)
+  np.testing.assert_array_equal(scores.terms["format"], scores.total)
   assert groups.lengths.tolist() == [1] * 6
 
 
@@ -86,7 +89,7 @@ def test_groups_of_one_outcome_give_way_to_further_ones():
   assert numbers(counts) == dict(
     rounds=3, kept=2, dropped=3, filled=0, surplus=1
   )
-  odd = groups.finish().metrics["accuracy/odd"]
+  odd = groups.rewards.metrics["accuracy/odd"]
   np.testing.assert_array_equal(odd, [NAN] * 6)
 
 
@@ -111,9 +114,17 @@ def test_rounds_are_capped_and_the_batch_is_filled():
   ],
 )
 def test_what_cannot_be_scored_is_left_out(outcomes, valid, differs):
-  scores = combine.Scores(
+  scores = types.Rewards(
     np.zeros(3, np.float32),
     np.array(valid),
     {"accuracy": np.float32(outcomes)},
   )
-  assert dynamic_sampling.differing(scores, "accuracy", 3) == [differs]
+  completions = types.Completions(
+    [types.Problem("q", "a", "any", "q")] * 3,
+    [""] * 3,
+    np.ones(3, int),
+    np.zeros(3, bool),
+    3,
+    scores,
+  )
+  assert dynamic_sampling.differing(completions, "accuracy") == [differs]

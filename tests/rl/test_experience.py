@@ -8,8 +8,7 @@ import pytest
 from grpo_jax import types
 from grpo_jax.losses import weighting as weighting_lib
 from grpo_jax.models import scoring
-from grpo_jax.rewards import combine
-from grpo_jax.rl import experience
+from grpo_jax.rl import experience, programs
 
 LENGTHS = [[4, 1], [2, 6], [6, 3], [1, 1]]
 
@@ -31,13 +30,18 @@ def make_rollout():
 def make_scores(rewards, valid=None):
   rewards = np.asarray(rewards, np.float32)
   valid = np.ones(len(rewards), bool) if valid is None else np.asarray(valid)
-  return combine.Scores(rewards, valid, {})
+  return types.Rewards(rewards, valid, {})
 
 
 def make_experience(scores, **changes):
   rollout = make_rollout()
   old = rollout.logprobs - 0.1
-  return experience.make_experience(rollout, scores, old, None, **changes)
+  scored = experience.Scored(old, np.zeros_like(old))
+  return experience.make_experience(
+    helpers.earning(rollout, scores),
+    scored,
+    advantages={"kind": "group"} | changes,
+  )
 
 
 def test_advantages_are_the_groups_on_its_tokens_and_zero_elsewhere():
@@ -90,6 +94,7 @@ def test_each_minibatch_has_the_weights_of_its_own_update(weighting):
       "sequence_mean": lambda m: weighting_lib.sequence_mean(m),
       "token_mean": lambda m: weighting_lib.token_mean(m),
       "constant_length": lambda m: weighting_lib.constant_length(m, 10),
+      "prompt_mean": lambda m: weighting_lib.prompt_mean(m),
     }[weighting](jax.numpy.asarray(mask))
     np.testing.assert_allclose(part.weights, want, rtol=1e-6)
 
@@ -103,7 +108,7 @@ def test_scoring_in_pieces_gives_the_same_log_probs(num_pieces):
     jax.numpy.asarray,
     (rollout.prompts, rollout.tokens, rollout.completion_mask),
   )
-  got = experience.make_score(cfg, 0.7, num_pieces)(params, *given)
+  got = programs.make_score(cfg, 0.7, num_pieces)(params, *given)
   prompts, tokens, mask = given
   want = jax.jit(
     lambda p: scoring.score_completions(
@@ -162,8 +167,12 @@ REFERENCE = np.random.default_rng(6).standard_normal((4, 2, 12), np.float32)
 
 def make_token_experience(scores, **changes):
   rollout = make_rollout()
+  old = rollout.logprobs - 0.1
+  scored = experience.Scored(old, np.zeros_like(old), REFERENCE, VALUES)
   return experience.make_experience(
-    rollout, scores, rollout.logprobs - 0.1, REFERENCE, VALUES, **changes
+    helpers.earning(rollout, scores),
+    scored,
+    advantages={"kind": "gae"} | changes,
   )
 
 
@@ -213,11 +222,16 @@ def test_a_group_may_be_one_completion():
   one = rollout.replace(**rows)
   scores = make_scores(range(8))
   values, reference = (x.reshape(8, 1, 12) for x in (VALUES, REFERENCE))
-  data = experience.make_experience(
-    one, scores, one.logprobs, reference, values
-  )
-  want = experience.make_experience(
-    rollout, scores, rollout.logprobs, REFERENCE, VALUES
+  data, want = (
+    experience.make_experience(
+      helpers.earning(x, scores),
+      experience.Scored(x.logprobs, x.logprobs, ref, value),
+      advantages={"kind": "gae"},
+    )
+    for x, ref, value in (
+      (one, reference, values),
+      (rollout, REFERENCE, VALUES),
+    )
   )
   np.testing.assert_allclose(
     data.advantages.ravel(), want.advantages.ravel(), atol=1e-6

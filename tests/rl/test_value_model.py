@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from grpo_jax import types
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import params as params_lib
 from grpo_jax.models import scoring
 from grpo_jax.reward_models import learned, saved
-from grpo_jax.rewards import combine
 from grpo_jax.rl import experience, value_model
 from grpo_jax.train import checkpoint, optimizer, update
 from grpo_jax.train import state as state_lib
@@ -41,11 +41,13 @@ def make_batch(values=None):
   )
   valid = np.ones(8, bool)
   valid[2] = False
-  scores = combine.Scores(np.arange(8, dtype=np.float32) / 4, valid, {})
+  scores = types.Rewards(np.arange(8, dtype=np.float32) / 4, valid, {})
   if values is None:
     values = np.zeros(mask.shape, np.float32)
   data = experience.make_experience(
-    rollout, scores, rollout.logprobs, None, values
+    helpers.earning(rollout, scores),
+    experience.Scored(rollout.logprobs, rollout.logprobs, None, values),
+    advantages={"kind": "gae"},
   )
   (part,) = experience.minibatches(data, 1, "token_mean", 6)
   return jax.tree.map(jnp.asarray, part)

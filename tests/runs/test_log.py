@@ -11,7 +11,6 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from grpo_jax import types
-from grpo_jax.rewards import combine
 from grpo_jax.runs import log as run_log
 from grpo_jax.runs import process
 
@@ -134,7 +133,7 @@ class TestWriter:
 class TestCompletionsLog:
   def write(self, workdir, steps, restored=None, text="it is 3"):
     log = run_log.CompletionsLog(workdir, restored)
-    scores = combine.Scores(
+    scores = types.Rewards(
       np.float32([1.5, 0.0]),
       np.array([True, False]),
       {"accuracy": np.float32([1.0, np.nan])},
@@ -146,11 +145,13 @@ class TestCompletionsLog:
     for step in steps:
       log.write(
         step,
-        [PROBLEM] * 2,
-        [text] * 2,
-        scores,
-        np.array([4, 5]),
-        np.array([False, True]),
+        types.Completions(
+          [PROBLEM] * 2,
+          [text] * 2,
+          np.array([4, 5]),
+          np.array([False, True]),
+          rewards=scores,
+        ),
       )
     log.close()
     return workdir / "completions.jsonl"

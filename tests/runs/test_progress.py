@@ -6,23 +6,30 @@ import numpy as np
 import pytest
 
 from grpo_jax import types
-from grpo_jax.rewards import combine
 from grpo_jax.runs import progress
 
 PROBLEM = types.Problem("How many?", "three\n#### 3", "gsm8k", "How many?")
 
 
 class TestRender:
-  SCORES = combine.Scores(
+  SCORES = types.Rewards(
     np.float32([1.25, 0.0]),
     np.array([True, False]),
     {"accuracy": np.float32([1.0, np.nan]), "format": np.float32([0.25, 0])},
   )
 
-  def test_shows_question_reference_rewards_and_text(self):
-    text = progress.render(
-      [PROBLEM] * 2, ["a\nb", "c"], self.SCORES, rows=(0, 1)
+  def render(self, texts, **options):
+    completions = types.Completions(
+      [PROBLEM] * 2,
+      texts,
+      np.array([4, 5]),
+      np.array([False, True]),
+      rewards=self.SCORES,
     )
+    return progress.render(completions, **options)
+
+  def test_shows_question_reference_rewards_and_text(self):
+    text = self.render(["a\nb", "c"], rows=(0, 1))
     assert text == (
       "question: How many?\n"
       "reference: 3\n"
@@ -38,9 +45,9 @@ class TestRender:
 
   def test_shortens_long_text_and_disarms_a_terminal(self):
     long = "a" * 5000 + "\x1b[2J\r" + "z" * 5000
-    text = progress.render([PROBLEM], [long], self.SCORES)
+    text = self.render([long, ""])
     assert len(text) < 2200
-    text = progress.render([PROBLEM], ["\x1b[2J\x07"], self.SCORES)
+    text = self.render(["\x1b[2J\x07", ""])
     assert text.endswith("  | \ufffd[2J\ufffd")
 
 

@@ -292,6 +292,36 @@ def all_logprobs(rollout):
   )
 
 
+def test_a_draw_is_one_row_s_alone_and_has_the_log_prob_of_its_token():
+  scores = jax.random.normal(jax.random.key(0), (2, 3, 8))
+  keys = jax.random.split(jax.random.key(1), (2, 3))
+  sampling = decode.SamplingParams(temperature=0.5, top_k=4)
+  tokens, logprobs = decode.draw(scores, keys, 5, sampling=sampling)
+  alone = decode.draw(scores[1:, 2:], keys[1:, 2:], 5, sampling=sampling)
+  assert (alone[0], alone[1]) == (tokens[1, 2], logprobs[1, 2])
+  kept = np.sort(scores, axis=-1)[..., -4:] / 0.5
+  total = np.log(np.sum(np.exp(kept), axis=-1))
+  chosen = np.take_along_axis(scores, tokens[..., None], axis=-1)[..., 0] / 0.5
+  np.testing.assert_allclose(logprobs, chosen - total, rtol=1e-5)
+
+
+def test_a_record_is_of_rows_that_are_alive_and_a_stop_token_ends_them():
+  nothing = jnp.zeros((1, 3, 2))
+  state = decode.DrawState(
+    tokens=nothing.astype(jnp.int32),
+    logprobs=nothing,
+    mask=nothing.astype(bool),
+    last=jnp.zeros((1, 3), jnp.int32),
+    alive=jnp.array([[True, True, False]]),
+  )
+  token, logprob = jnp.array([[7, 9, 7]]), jnp.array([[-1.0, -2.0, -3.0]])
+  got = decode.record(state, token, logprob, 1, eos_ids=(9, 5))
+  assert got.tokens.tolist() == [[[0, 7], [0, 9], [0, 0]]]
+  assert got.logprobs.tolist() == [[[0, -1], [0, -2], [0, 0]]]
+  assert got.mask.tolist() == [[[False, True], [False, True], [False, False]]]
+  assert got.alive.tolist() == [[True, False, False]]
+
+
 @pytest.mark.parametrize(
   "changes, sentence",
   [

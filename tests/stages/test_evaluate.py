@@ -11,10 +11,11 @@ import pytest
 from grpo_jax import configs, types
 from grpo_jax.data import datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
-from grpo_jax.evaluation import results
+from grpo_jax.evaluation import ask, results
 from grpo_jax.rewards import answer
 from grpo_jax.runs import directory
 from grpo_jax.sampling import decode
+from grpo_jax.sampling.generate import Policy
 from grpo_jax.stages import evaluate
 from grpo_jax.train import checkpoint
 from grpo_jax.train import state as state_lib
@@ -30,7 +31,7 @@ PROBLEMS = [
 def make_questions(prompts_per_batch, **sampling):
   texts = [problem.prompt for problem in PROBLEMS]
   settings = dict(group_size=4, max_new_tokens=6) | sampling
-  return evaluate.Questions(
+  return ask.Questions(
     PROBLEMS,
     prompts.encode_prompts(texts, TOK, 14),
     14,
@@ -42,10 +43,8 @@ def make_questions(prompts_per_batch, **sampling):
 def run(questions, sizes=None):
   mesh = helpers.make_mesh(**sizes or {})
   with jax.set_mesh(mesh):
-    params = helpers.make_params(CFG, mesh)
-    return evaluate.evaluate(
-      params, CFG, TOK, questions, jax.random.key(0), mesh
-    )
+    policy = Policy(helpers.make_params(CFG, mesh), CFG, TOK, mesh)
+    return ask.evaluate(policy, questions, jax.random.key(0))
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +54,8 @@ def whole():
 
 @pytest.mark.parametrize("prompts_per_batch", [2, 3])
 def test_batches_give_the_completions_of_one(prompts_per_batch, whole):
-  results, texts, _ = run(make_questions(prompts_per_batch))
-  assert texts == whole[1]
+  results, answers = run(make_questions(prompts_per_batch))
+  assert answers.texts == whole[1].texts
   assert results == whole[0]
 
 
@@ -83,7 +82,7 @@ def test_results_are_means_over_problems_and_samples(whole, monkeypatch):
   assert (results["problems"], results["samples"]) == (5, 4)
   assert len(texts) == 20
   np.testing.assert_array_equal(scores.terms["accuracy"], right.ravel())
-  assert "pass@1 30.0%" in evaluate.summary(results)
+  assert "pass@1 30.0%" in ask.summary(results)
 
 
 @pytest.mark.parametrize("num_problems, asked", [(0, 8), (3, 3), (99, 8)])
@@ -96,7 +95,7 @@ def test_the_first_problems_are_asked(num_problems, asked, tmp_path):
     sampling={},
   )
   template = prompts.read_template("plain")
-  questions = evaluate.make_questions(section, TOK, template, tmp_path)
+  questions = ask.make_questions(section, TOK, template, tmp_path)
   every = datasets.load(**section["data"], data_dir=tmp_path)
   assert [p.question for p in questions.problems] == [
     every[i].question for i in range(asked)
@@ -104,7 +103,7 @@ def test_the_first_problems_are_asked(num_problems, asked, tmp_path):
 
 
 def test_greedy_samples_are_all_the_same():
-  _, texts, _ = run(make_questions(5, temperature=0.0))
+  texts = run(make_questions(5, temperature=0.0))[1].texts
   for p in range(5):
     assert len(set(texts[4 * p : 4 * p + 4])) == 1
 
@@ -114,11 +113,11 @@ def test_greedy_answers_do_not_depend_on_batches_devices_and_key():
   found = []
   for size, key, sizes in ((5, 0, {}), (3, 1, helpers.EIGHT)):
     mesh = helpers.make_mesh(**sizes)
-    questions = evaluate.greedily(make_questions(size))
+    questions = ask.greedily(make_questions(size))
     with jax.set_mesh(mesh):
-      policy = evaluate.Policy(helpers.make_params(CFG, mesh), CFG, TOK)
-      answers = evaluate.ask(policy, questions, jax.random.key(key), mesh)
-    assert (answers.samples, len(answers.texts)) == (1, 5)
+      policy = Policy(helpers.make_params(CFG, mesh), CFG, TOK, mesh)
+      answers = ask.ask(policy, questions, jax.random.key(key))
+    assert (answers.group_size, len(answers)) == (1, 5)
     found.append((answers.texts, results.scalars(answers)))
   assert found[0] == found[1]
 
@@ -141,7 +140,7 @@ def test_examples_stand_in_front_of_a_prompt_that_stays_as_it_is(
   )
   template = prompts.read_template(name, chat_too=True)
   zero, none, two = (
-    evaluate.make_questions(section, tok, template, tmp_path, examples=examples)
+    ask.make_questions(section, tok, template, tmp_path, examples=examples)
     for examples in ((), [], ["1+1=? 2", "{2+2}=? 4"])
   )
   front = "1+1=? 2\n\n{2+2}=? 4\n\n"

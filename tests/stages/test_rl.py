@@ -14,12 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grpo_jax import configs
+from grpo_jax import configs, types
 from grpo_jax.losses import policy
 from grpo_jax.models import scoring
 from grpo_jax.reward_models import learned, saved
-from grpo_jax.rewards import combine
-from grpo_jax.rl import experience
+from grpo_jax.rl import experience, programs
 from grpo_jax.sampling import decode
 from grpo_jax.stages import rl, rl_setup
 from grpo_jax.train import update
@@ -30,7 +29,7 @@ EXPERIMENTS = pathlib.Path(__file__).parents[2] / "experiments"
 
 
 def loss_fn(params, batch, **terms):
-  return rl.loss_fn(
+  return programs.loss_fn(
     params,
     batch,
     cfg=CFG,
@@ -63,7 +62,7 @@ def rollout(params):
 def score(params, rollout):
   given = rollout.prompts, rollout.tokens, rollout.completion_mask
   return jax.device_get(
-    experience.make_score(CFG, TEMPERATURE, 1)(
+    programs.make_score(CFG, TEMPERATURE, 1)(
       params, *jax.tree.map(jnp.asarray, given)
     ).logprobs
   )
@@ -73,9 +72,12 @@ def score(params, rollout):
 def batch(params, rollout):
   """The experience of one update, with the policy itself as the reference."""
   rewards = np.random.default_rng(0).random(16, np.float32)
-  scores = combine.Scores(rewards, np.ones(16, bool), {})
+  scores = types.Rewards(rewards, np.ones(16, bool), {})
   old = score(params, rollout)
-  data = experience.make_experience(rollout, scores, old, old)
+  data = experience.make_experience(
+    helpers.earning(rollout, scores),
+    experience.Scored(old, np.zeros_like(old), old),
+  )
   (part,) = experience.minibatches(data, 1, "sequence_mean", 12)
   return jax.tree.map(jnp.asarray, part)
 

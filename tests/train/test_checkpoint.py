@@ -117,6 +117,20 @@ def test_beside_a_value_model_the_policy_is_loaded_alone(tmp_path):
   assert_restored(params, jax.device_get(state.params))
 
 
+def test_parameters_of_another_model_are_named(run_of_eight):
+  workdir, _, _ = run_of_eight
+  mesh = helpers.make_mesh()
+  specs = params_lib.param_specs(helpers.tiny(num_layers=1, d_ff=32))
+  wanted = params_lib.abstract_params(specs, mesh)
+  with jax.set_mesh(mesh):
+    checkpointer = checkpoint.Checkpointer(workdir)
+    with pytest.raises(
+      ValueError, match=r"mlp/down is \(1, 24, 16\), and \(1, 32, 16\) in this"
+    ):
+      checkpointer.restore(4, state_lib.abstract_state(wanted, make_tx()))
+    checkpointer.close()
+
+
 def test_only_the_newest_stay_and_a_step_is_saved_once(tmp_path):
   mesh = helpers.make_mesh()
   with jax.set_mesh(mesh):

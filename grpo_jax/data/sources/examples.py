@@ -16,14 +16,15 @@ _ANSWERED = "completion", "answer"
 
 
 def examples(*, path: str, source: str = "records") -> recipes.Recipe:
-  """Conversations from records of a stage or from JSON lines.
+  """Conversations from records of a stage or from a file.
 
-  A line has `messages`, of which one at least is the assistant's; or the two
-  texts of one turn, as `prompt` or `question` and `completion` or `answer`.
+  A file is what `user_files.read_records` reads. A record has `messages`, of
+  which one at least is the assistant's; or the two texts of one turn, as
+  `prompt` or `question` and `completion` or `answer`.
 
   Args:
     path: a directory that a stage wrote (`data/records.py`), or a file.
-    source: what `Example.source` says where a line has no `source`.
+    source: what `Example.source` says where a record has no `source`.
   """
   root = pathlib.Path(path)
   file = root / records.RECORDS if records.is_dataset(root) else root
@@ -36,8 +37,8 @@ def examples(*, path: str, source: str = "records") -> recipes.Recipe:
     )
 
   def texts() -> Iterator[Mapping[str, str]]:
-    for line, record in user_files.read_objects(file):
-      messages = _messages(record, f"{file}, line {line}")
+    for where, record in user_files.read_records(file):
+      messages = _messages(record, where)
       yield {
         "messages": json.dumps(messages, ensure_ascii=False),
         "source": str(record.get("source", source)),

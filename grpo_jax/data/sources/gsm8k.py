@@ -102,7 +102,7 @@ def _download(
     # TFDS tries for minutes where there is no network; this fails at once.
     for url in urls.values():
       urllib.request.urlopen(url, timeout=30).close()
-    files = downloads.download(urls)
+    files: Any = downloads.download(urls)
   except (OSError, tfds.download.DownloadError) as error:
     raise ConnectionError(
       f"GSM8K could not be downloaded from {urls['train']}; put train.jsonl "

@@ -15,6 +15,7 @@ import functools
 import inspect
 import itertools
 import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -296,7 +297,7 @@ def examples(
 
 def _code(*texts: str) -> str:
   """Names the code that the records depend on, and the texts."""
-  here = inspect.getsource(inspect.getmodule(Mix))
+  here = inspect.getsource(sys.modules[__name__])
   return recipes.fingerprint(inspect.getsource(tasks), here, *texts)
 
 

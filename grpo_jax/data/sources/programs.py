@@ -3,10 +3,13 @@
 Answers hold the tests, see `rewards.code`.
 """
 
+import ast
 import gzip
 import inspect
 import json
 import pathlib
+import re
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -85,10 +88,8 @@ def humaneval_tests(record: Mapping[str, Any]) -> str:
   A completion may be the whole function or, as there, what follows its start.
   """
   name = record["entry_point"]
-  return json.dumps(
-    Asserts(
-      f"{record['test']}\ncheck({name})", [name], record["prompt"]
-    )._asdict()
+  return _asserts(
+    f"{record['test']}\ncheck({name})", [name], record["prompt"], ""
   )
 
 
@@ -121,10 +122,13 @@ def mbpp_tests(record: Mapping[str, Any]) -> str:
   }
   imports = re.findall(r"^import \w+", record["code"], re.MULTILINE)
   imports = [line for line in imports if line.split()[1] in used]
+  return _asserts(asserts, sorted(used & defined), "\n".join(imports), setup)
+
+
+def _asserts(asserts: str, names: list[str], preamble: str, setup: str) -> str:
+  """The fields of `rewards.code.Asserts` as JSON."""
   return json.dumps(
-    Asserts(
-      asserts, sorted(used & defined), "\n".join(imports), setup
-    )._asdict()
+    dict(asserts=asserts, names=names, preamble=preamble, setup=setup)
   )
 
 

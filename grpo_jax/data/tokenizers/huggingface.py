@@ -7,7 +7,7 @@ follows from the tokenizer's class.
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import tokenizers
 from etils import epath
@@ -78,11 +78,12 @@ class HuggingFaceTokenizer:
     stop = settings.stop_ids
     if "eos_token" in tokens:
       stop = (model.token_to_id(tokens["eos_token"]), *stop)
-    if None in stop:
+    known_stop = [i for i in stop if i is not None]
+    if len(known_stop) < len(stop):
       raise ValueError(
         f"eos_token={tokens['eos_token']!r} is not in the vocabulary."
       )
-    self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys(stop))
+    self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys(known_stop))
     self.bos_id: int | None = self._find_bos(tokens, settings.adds_bos)
     pad = model.token_to_id(tokens.get("pad_token", ""))
     self.pad_id: int = self.eos_ids[0] if pad is None else pad
@@ -194,7 +195,9 @@ def from_merges(
       " tokenizer.json, which `save_pretrained` of transformers writes."
     )
   rules = [line for line in merges.decode().split("\n") if line]
-  pairs = [tuple(r.split(" ")) for r in rules if not r.startswith("#version")]
+  pairs: list[Any] = [
+    tuple(r.split(" ")) for r in rules if not r.startswith("#version")
+  ]
   model = tokenizers.Tokenizer(models.BPE(json.loads(vocab), pairs))
   normalizer, model.pre_tokenizer = known[name]
   if normalizer is not None:

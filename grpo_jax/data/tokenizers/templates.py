@@ -168,10 +168,11 @@ def _compile(source: str) -> jinja2.Template:
     extensions=[_Generation, ext.loopcontrols],
   )
   environment.filters["tojson"] = _to_json
-  environment.globals |= {
+  functions: dict[str, Any] = {
     "raise_exception": _raise,
     "strftime_now": lambda form: datetime.datetime.now().strftime(form),
   }
+  environment.globals |= functions
   return environment.from_string(source)
 
 

@@ -150,7 +150,7 @@ class ByteTokenizer:
     if len(set(self._symbols)) < len(self._symbols) or "" in self._symbols:
       raise ValueError(f"Symbols must differ and not be empty: {symbols}.")
     self.pad_id = 0
-    self.bos_id: int | None = 1
+    self.bos_id: int = 1
     self.eos_ids: tuple[int, ...] = (2,)
     self.unknown_id: int | None = None
     first = self._FIRST_BYTE + 256
@@ -337,8 +337,8 @@ def load(directory: epath.PathLike) -> Tokenizer:
       content = (directory / _MODEL_FILE).read_bytes()
       return SentencePieceTokenizer(content, settings)
     if there.issuperset(_MERGES_FILES):
-      files = ((directory / name).read_bytes() for name in _MERGES_FILES)
-      return huggingface.from_merges(*files, settings)
+      vocab, merges = ((directory / n).read_bytes() for n in _MERGES_FILES)
+      return huggingface.from_merges(vocab, merges, settings)
   except ValueError as error:
     raise ValueError(f"The tokenizer in {directory}: {error}") from error
   raise FileNotFoundError(

@@ -14,21 +14,20 @@ a program, open a file for writing, or use the network.
 import ctypes
 import gc
 import importlib
-import json
 import logging
 import os
 import resource
 import signal
 import socket
-import struct
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from grpo_jax.rewards.isolation import pipe
+
 # Bytes of a message, in either direction.
 MAX_BYTES = 1 << 20
-_LENGTH = struct.Struct("!I")
 _PR_SET_PDEATHSIG = 1
 # Events of https://docs.python.org/3/library/audit_events.html. Beside them
 # `exec` and `compile` are refused outside of imports, and `open` for writing.
@@ -53,11 +52,8 @@ _ALLOWED = ("os.listdir", "os.scandir")  # What an import does.
 
 
 def encode(message: Any) -> bytes:
-  """The bytes of one message: JSON; ValueError if it is too long."""
-  data = json.dumps(message).encode()
-  if len(data) > MAX_BYTES:
-    raise ValueError(f"A message of {len(data)} bytes is too long.")
-  return _LENGTH.pack(len(data)) + data
+  """The bytes of one message; ValueError if it is too long."""
+  return pipe.encode(message, MAX_BYTES)
 
 
 def receive(channel: socket.socket, wait: Callable[[], Any] = int) -> Any:
@@ -68,26 +64,14 @@ def receive(channel: socket.socket, wait: Callable[[], Any] = int) -> Any:
     wait: called before each read, to set the time that is left.
 
   Raises:
-    EOFError: the other side is gone, or sent what `encode` does not make.
+    pipe.Gone: the other side is gone, or sent what `encode` does not make.
   """
-  (length,) = _LENGTH.unpack(_read(channel, _LENGTH.size, wait))
-  if length > MAX_BYTES:
-    raise EOFError
-  try:
-    return json.loads(_read(channel, length, wait))
-  except (ValueError, RecursionError) as error:
-    raise EOFError from error
 
-
-def _read(channel: socket.socket, count: int, wait: Callable) -> bytes:
-  data = bytearray()
-  while len(data) < count:
+  def read(count: int) -> bytes:
     wait()
-    part = channel.recv(count - len(data))
-    if not part:
-      raise EOFError
-    data += part
-  return bytes(data)
+    return channel.recv(count)
+
+  return pipe.receive(read, MAX_BYTES)
 
 
 def load(path: str) -> Callable[..., Any]:
@@ -128,7 +112,7 @@ def serve(control: socket.socket) -> None:
         _end(request["end"])
         workers.discard(request["end"])
         control.sendall(encode(True))
-  except (EOFError, ConnectionError):
+  except (pipe.Gone, ConnectionError):
     pass
   finally:
     for pid in workers:

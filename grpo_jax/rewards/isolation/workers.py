@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from concurrent import futures
 from typing import Any, Literal, NamedTuple
 
-from grpo_jax.rewards.isolation import worker
+from grpo_jax.rewards.isolation import pipe, worker
 
 _START_SECONDS = 120.0
 # A worker is replaced after so many items: libraries cache what they parse.
@@ -93,17 +93,19 @@ class Pool:
         self._helper.close()
         self._helper = None
 
-  def _prepare(self, function: str) -> None:
-    """Makes sure that a helper runs which has imported the function."""
-    if self._helper is None or not self._helper.alive():
-      if self._helper is not None:
-        self._helper.close()
-      self._helper = _Helper()
-    if function not in self._helper.functions:
-      problem = self._helper.request({"load": function})
+  def _prepare(self, function: str) -> "_Helper":
+    """Returns a helper that runs and has imported the function."""
+    helper = self._helper
+    if helper is None or not helper.alive():
+      if helper is not None:
+        helper.close()
+      helper = self._helper = _Helper()
+    if function not in helper.functions:
+      problem = helper.request({"load": function})
       if problem:
         raise RuntimeError(f"{function!r} cannot be graded with: {problem}")
-      self._helper.functions.add(function)
+      helper.functions.add(function)
+    return helper
 
   def _run(self, function: str, item: tuple, *, deadline: float) -> Outcome:
     message = worker.encode([function, item])
@@ -123,7 +125,7 @@ class Pool:
       outcome = Outcome("crashed", detail=str(reply["error"]))
     except TimeoutError:
       outcome = Outcome("timed_out", detail=f"No result after {deadline} s.")
-    except (EOFError, OSError):
+    except (pipe.Gone, OSError):
       outcome = Outcome("crashed", detail="The worker died.")
     self._end(process)
     return outcome
@@ -139,12 +141,11 @@ class Pool:
         pass
       try:
         with self._lock:
-          self._prepare(function)
-          process = self._helper.fork(self._memory)
+          process = self._prepare(function).fork(self._memory)
         process.limit(time.monotonic() + _START_SECONDS)
         worker.receive(process.channel)
         return process
-      except (EOFError, OSError) as error:
+      except (pipe.Gone, OSError) as error:
         problem = error  # The helper may have died; another one is started.
     raise RuntimeError(f"No grading process could be started: {problem!r}.")
 
@@ -153,8 +154,8 @@ class Pool:
     with self._lock:
       if process.helper is self._helper:
         try:
-          self._helper.request({"end": process.pid})
-        except (EOFError, OSError):
+          process.helper.request({"end": process.pid})
+        except (pipe.Gone, OSError):
           pass  # It died, and its workers with it.
 
 

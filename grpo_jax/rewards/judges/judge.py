@@ -88,8 +88,8 @@ def judge(
       shown.append(row)
       tags.append(tag)
       prompts.append(prompt)
-  scores = [0.0] * len(problems)
-  metrics = {
+  scores: list[float | None] = [0.0] * len(problems)
+  metrics: dict[str, list[float | None]] = {
     name: [None] * len(problems)
     for name in ("unreachable", "unreadable", "disagreement")
   }

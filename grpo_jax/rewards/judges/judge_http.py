@@ -171,7 +171,7 @@ def judge(
     problems,
     completions,
     template=template,
-    scale=None if scale is None else tuple(scale),
+    scale=None if scale is None else (scale[0], scale[1]),
     reads=reads,
     votes=votes,
   )
@@ -233,12 +233,11 @@ async def _ask_one(
   """Replies to one prompt; what has not come by the deadline is missing."""
   late = Reply(None, f"No reply within the deadline of {server.deadline} s.")
   replies = []
+  end = asyncio.get_running_loop().time() + server.deadline
   try:
-    async with asyncio.timeout(server.deadline) as limit:
+    async with asyncio.timeout_at(end):
       for vote in range(votes):
-        replies.append(
-          await _reply(client, server, key, prompt, vote, limit.when())
-        )
+        replies.append(await _reply(client, server, key, prompt, vote, end))
         if replies[-1].text is None:
           late = replies[-1]  # As this one failed, so would the others.
           break

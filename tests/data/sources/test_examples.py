@@ -48,6 +48,17 @@ def test_a_users_file_may_have_one_turn_a_line(load, tmp_path, asked, answered):
   assert example.source == "mine"
 
 
+def test_a_list_and_a_table_are_conversations_too(load, tmp_path):
+  (tmp_path / "a.json").write_text('[{"prompt": "1+1=?", "answer": 2}]')
+  (tmp_path / "a.csv").write_text("prompt,answer\n1+1=?,2\n")
+  for name in ("a.json", "a.csv"):
+    (example,) = load("records", path=str(tmp_path / name))
+    assert [message["content"] for message in example.messages] == [
+      "1+1=?",
+      "2",
+    ]
+
+
 def test_messages_keep_what_a_chat_template_may_read(load, tmp_path):
   call = {"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}
   path = write(tmp_path / "a.jsonl", {"messages": [TALK[0], call]})

@@ -402,5 +402,5 @@ def test_is_a_reward_by_name():
     section = dict(judge=dict(weight=2.0, url=server.url, **FAST))
     combine.check(section)
     scores = combine.score(section, [PROBLEM] * 2, ["42", "41"])
-  assert scores.rewards.tolist() == [2, 0]
+  assert scores.total.tolist() == [2, 0]
   assert scores.metrics["judge/unreachable"].tolist() == [0, 0]

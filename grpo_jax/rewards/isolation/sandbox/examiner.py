@@ -11,13 +11,14 @@ import contextlib
 import os
 
 import asserts
+import pipe as pipe_lib
 import wire
 
 
 def main() -> None:
   """Runs the tests until they end or the program does."""
   pipe, order = wire.begin()
-  with contextlib.suppress(wire.Gone):
+  with contextlib.suppress(pipe_lib.Gone):
     examine(pipe, order)
   os._exit(0)
 
@@ -55,7 +56,7 @@ def examine(pipe: wire.Pipe, order) -> None:
       if number not in in_loops:
         print(f"+{number}", file=results)
 
-  namespace = {"__name__": "tests"}
+  namespace: dict[str, object] = {"__name__": "tests"}
   exec(compile(order["preamble"], "preamble.py", "exec"), namespace)
   answer()  # The program has run.
   for name in order["names"]:

@@ -9,6 +9,7 @@ import os
 import sys
 import types
 
+import pipe as pipe_lib
 import wire
 
 _MAX_ITEMS = 100_000  # Of an iterator that crosses.
@@ -19,7 +20,7 @@ def main() -> None:
   pipe, order = wire.begin()
   try:
     serve(pipe, order)
-  except wire.Gone:
+  except pipe_lib.Gone:
     pass
   os._exit(0)
 

@@ -15,15 +15,13 @@ import json
 import os
 import sys
 
+import pipe
+
 _MAX_BYTES = 8 << 20  # Of one message.
 
 
-class Gone(Exception):
-  """The other side has ended, or wrote what is no message."""
-
-
 class Pipe:
-  """Messages, each a JSON value behind its length in four bytes."""
+  """Messages of the two sides, see `pipe`."""
 
   def __init__(self, read_fd: int, write_fd: int):
     self._in = os.fdopen(read_fd, "rb")
@@ -31,22 +29,16 @@ class Pipe:
 
   def send(self, message) -> None:
     """Raises Gone if nobody reads, ValueError if the message is too long."""
-    data = json.dumps(message).encode()
-    if len(data) > _MAX_BYTES:
-      raise ValueError("The value is too large.")
+    data = pipe.encode(message, _MAX_BYTES)
     try:
-      self._out.write(len(data).to_bytes(4, "little") + data)
+      self._out.write(data)
       self._out.flush()
     except OSError:
-      raise Gone from None
+      raise pipe.Gone from None
 
   def receive(self):
     """Raises Gone where there is no further message."""
-    size = int.from_bytes(self._in.read(4), "little")
-    data = self._in.read(size) if 0 < size <= _MAX_BYTES else b""
-    if not data or len(data) < size:
-      raise Gone
-    return json.loads(data)
+    return pipe.receive(self._in.read, _MAX_BYTES)
 
 
 class Values:
@@ -58,12 +50,15 @@ class Values:
 
   def encode(self, value):
     """Plain data by value, everything else as the number of a handle."""
-    for kind in (bool, int, float, str):
-      # A subclass is what it holds: none of its methods crosses.
-      if isinstance(value, kind):
-        if kind is int:
-          return ["int", hex(int.__index__(value))]
-        return kind(value) if kind is not str else str.__str__(value)
+    # A subclass is what it holds: none of its methods crosses.
+    if isinstance(value, bool):
+      return value
+    if isinstance(value, int):
+      return ["int", hex(int.__index__(value))]
+    if isinstance(value, float):
+      return float(value)
+    if isinstance(value, str):
+      return str.__str__(value)
     if value is None:
       return None
     if isinstance(value, complex):
@@ -75,6 +70,7 @@ class Values:
       return ["dict", [[self.encode(k), self.encode(v)] for k, v in items]]
     for kind in (list, tuple, set, frozenset, collections.deque):
       if isinstance(value, kind):
+        # pyrefly: ignore[bad-argument-type]
         return [kind.__name__, [self.encode(x) for x in kind.__iter__(value)]]
     if isinstance(value, range):
       return ["range", value.start, value.stop, value.step]
@@ -107,7 +103,7 @@ class Values:
         return range(*parts)
       case "type":
         return _built_in_type(parts[0])
-      case "mine":
+      case "mine" if self._make_handle is not None:
         return self._make_handle(parts[0])
       case "yours":
         return self._objects[parts[0]]

@@ -1,5 +1,7 @@
 """Models and checkpoints without the trainer: what another project imports."""
 
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -9,32 +11,15 @@ from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import hf
 
 _FOREIGN = ("grain", "tensorflow_datasets", "orbax", "optax", "ml_collections")
-# Load, sample, score: the README shows these lines.
-_PROGRAM = """
+_PAGE = pathlib.Path(__file__).parents[3] / "docs" / "models.md"
+_BLOCKS = re.findall(r"```python\n(.*?)```", _PAGE.read_text("utf-8"), re.S)
+# Load, sample, score: what the page shows.
+(_SHOWN,) = (block for block in _BLOCKS if "hf.load(directory" in block)
+_PROGRAM = f"""
 import sys
-import jax
-import jax.numpy as jnp
-from grpo_jax.data.tokenizers import tokenizer
-from grpo_jax.models import hf, scoring, transformer
-from grpo_jax.sampling import decode
-from grpo_jax.types import PromptBatch
 
 directory = sys.argv[1]
-cfg, params = hf.load(directory, dtype="bfloat16")
-tok = tokenizer.load(directory)
-ids = jnp.array([tok.encode("The capital of France is")])  # [P, S]
-prompts = PromptBatch(ids, jnp.ones(ids.shape, bool))
-sampling = decode.SamplingParams(group_size=4, max_new_tokens=8)
-rollout = decode.sample(
-  params, cfg, prompts, jax.random.key(0), sampling=sampling,
-  eos_ids=tok.eos_ids,
-)
-stats = scoring.score_completions(
-  params, cfg, prompts.tokens, prompts.mask, rollout.tokens,
-  rollout.completion_mask,
-)
-print([tok.decode(row) for row in rollout.tokens[0]])
-
+{_SHOWN}
 gap = jnp.abs(stats.logprobs - rollout.logprobs)[rollout.completion_mask]
 assert 0 < float(gap.max()) < 0.1 and stats.logprobs.shape == (1, 4, 8), gap
 print("MODULES")

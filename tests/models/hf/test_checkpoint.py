@@ -19,7 +19,8 @@ import torch
 import transformers
 
 from grpo_jax.losses import weighting
-from grpo_jax.models import heads, hf, tensor_files, transformer
+from grpo_jax.models import heads, hf, transformer
+from grpo_jax.models.hf import tensor_files
 from grpo_jax.sampling import decode
 from grpo_jax.types import PromptBatch
 

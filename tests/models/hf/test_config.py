@@ -5,7 +5,8 @@ import json
 import helpers
 import pytest
 
-from grpo_jax.models import hf_config, params
+from grpo_jax.models import params
+from grpo_jax.models.hf import config as hf_config
 from grpo_jax.models.presets import PRESETS
 
 PUBLISHED = {

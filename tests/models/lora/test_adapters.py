@@ -1,29 +1,20 @@
-"""Adapters: attached, merged, trained, sampled with, and in PEFT's files.
+"""Adapters: attached, merged, trained and sampled with.
 
 P prompts, G completions each, S prompt slots, N completion slots.
 """
 
-import dataclasses
 import functools
-import json
-import warnings
-import zlib
 
 import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import peft
 import pytest
-import torch
-import transformers
 from flax import traverse_util
-from safetensors import numpy as safetensors_numpy
 
 from grpo_jax import sharding
-from grpo_jax.losses import weighting
-from grpo_jax.models import heads, hf, lora, scoring, transformer
+from grpo_jax.models import lora, scoring
 from grpo_jax.models import params as params_lib
 from grpo_jax.rl import experience
 from grpo_jax.runs import directory
@@ -38,20 +29,6 @@ FAMILIES = ("qwen2", "deepseek_v3")
 SETTINGS = lora.LoraConfig(rank=2, alpha=3.0)
 PROMPTS, SLOTS = [3, 5, 1, 4], 5
 LENGTHS = [[6, 2], [4, 1], [5, 6], [3, 3]]
-
-
-def make_adapters(cfg, settings=SETTINGS, mesh=None, up=0.25):
-  """Random adapters, the same on any mesh; `up` says how large."""
-  specs = lora.adapter_specs(cfg, settings)
-  flat = {}
-  for path, spec in traverse_util.flatten_dict(specs).items():
-    rng = np.random.default_rng(zlib.crc32("/".join(path).encode()))
-    size = up if path[-1] == "up" else 0.25
-    flat[path] = size * rng.standard_normal(spec.shape, np.float32)
-  tree = traverse_util.unflatten_dict(flat)
-  if mesh is None:
-    return jax.tree.map(jnp.asarray, tree)
-  return jax.device_put(tree, params_lib.shardings(specs, mesh))
 
 
 def make_batch(mesh=None):
@@ -96,9 +73,11 @@ def adapted_gradients(cfg, base, adapters, batch):
 def test_attached_is_merged_and_a_zero_up_is_the_base_to_the_bit(family):
   cfg = helpers.FAMILIES[family]
   base, batch = helpers.make_params(cfg), make_batch()
-  adapters = make_adapters(cfg)
+  adapters = helpers.make_adapters(cfg, SETTINGS)
   want = logprobs(base, cfg, batch)
-  zero = lora.attach(base, make_adapters(cfg, up=0.0), SETTINGS.scale)
+  zero = lora.attach(
+    base, helpers.make_adapters(cfg, SETTINGS, up=0.0), SETTINGS.scale
+  )
   np.testing.assert_array_equal(logprobs(zero, cfg, batch), want)
   attached = lora.attach(base, adapters, SETTINGS.scale)
   merged = lora.merge(base, adapters, SETTINGS.scale)
@@ -109,7 +88,10 @@ def test_attached_is_merged_and_a_zero_up_is_the_base_to_the_bit(family):
 
 def test_a_merge_is_the_formula_and_keeps_the_dtype_of_the_base():
   cfg = helpers.FAMILIES["qwen2"]
-  base, adapters = helpers.make_params(cfg), make_adapters(cfg)
+  base, adapters = (
+    helpers.make_params(cfg),
+    helpers.make_adapters(cfg, SETTINGS),
+  )
   pair = adapters["layers"]["attention"]["o"]
   low = np.einsum("LKRHA,LAD->LKRHD", pair["down"], pair["up"])
   want = base["layers"]["attention"]["o"] + 1.5 * low
@@ -125,7 +107,10 @@ def test_a_merge_is_the_formula_and_keeps_the_dtype_of_the_base():
 
 def test_the_gradient_is_the_chain_rule_through_the_merged_matrix():
   cfg = helpers.tiny(num_layers=1)
-  base, adapters = helpers.make_params(cfg), make_adapters(cfg)
+  base, adapters = (
+    helpers.make_params(cfg),
+    helpers.make_adapters(cfg, SETTINGS),
+  )
   batch = make_batch()
   _, _, got = adapted_gradients(cfg, base, adapters, batch)
   merged = lora.merge(base, adapters, SETTINGS.scale)
@@ -147,13 +132,17 @@ def test_the_gradient_is_the_chain_rule_through_the_merged_matrix():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_eight_devices_have_the_loss_and_gradient_of_one(family):
   cfg = helpers.FAMILIES[family]
-  given = helpers.make_params(cfg), make_adapters(cfg), make_batch()
+  given = (
+    helpers.make_params(cfg),
+    helpers.make_adapters(cfg, SETTINGS),
+    make_batch(),
+  )
   want = adapted_gradients(cfg, *given)
   mesh = helpers.make_mesh(**helpers.eight(cfg))
   with jax.set_mesh(mesh):
     base, adapters = (
       helpers.make_params(cfg, mesh),
-      make_adapters(cfg, mesh=mesh),
+      helpers.make_adapters(cfg, SETTINGS, mesh=mesh),
     )
     got = adapted_gradients(cfg, base, adapters, make_batch(mesh))
     where = jax.tree.map(lambda x: x.sharding.spec, got[2])
@@ -178,7 +167,7 @@ def test_sampler_and_scorer_agree(family, many):
   with jax.set_mesh(mesh):
     base, adapters = (
       helpers.make_params(cfg, mesh),
-      make_adapters(cfg, mesh=mesh),
+      helpers.make_adapters(cfg, SETTINGS, mesh=mesh),
     )
     params = lora.attach(base, adapters, SETTINGS.scale)
     prompts = helpers.make_prompts(PROMPTS, SLOTS)
@@ -227,110 +216,6 @@ def test_an_update_moves_adapters_and_leaves_the_base_alone():
   helpers.assert_trees_close(jax.device_get(base), before, rtol=0, atol=0)
 
 
-def our_logits(cfg, params, tokens, mask):
-  hidden, _ = transformer.forward(
-    params, cfg, tokens, weighting.positions(mask), mask
-  )
-  return heads.logits(params, cfg, hidden)
-
-
-def assert_same_logits(model, cfg, params):
-  prompts = helpers.make_prompts([9, 3, 12, 1], slots=12)
-  with torch.no_grad():
-    theirs = model(
-      input_ids=torch.tensor(prompts.tokens),
-      attention_mask=torch.tensor(prompts.mask).long(),
-      position_ids=torch.tensor(
-        np.maximum(np.cumsum(prompts.mask, axis=-1) - 1, 0)
-      ),
-    ).logits.numpy()
-  given = jnp.asarray(prompts.tokens), jnp.asarray(prompts.mask)
-  ours = jax.jit(our_logits, static_argnums=0)(cfg, params, *given)
-  real = prompts.mask
-  np.testing.assert_allclose(
-    jax.nn.log_softmax(ours)[real],
-    jax.nn.log_softmax(theirs)[real],
-    atol=1e-4,
-  )
-
-
-def saved(family, directory):
-  cfg = helpers.FAMILIES[family]
-  params = helpers.make_params(cfg)
-  hf.save(directory, cfg, params)
-  model = transformers.AutoModelForCausalLM.from_pretrained(
-    directory, attn_implementation="eager"
-  )
-  return cfg, params, model.eval()
-
-
-LATENT = ("kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
-
-
-@pytest.mark.parametrize(
-  "family, targets",
-  [
-    ("qwen2", ("all-linear",)),
-    ("qwen3_moe", ("all-linear",)),
-    ("deepseek_v3", ("q_a_proj", "q_b_proj", *LATENT)),
-    ("deepseek_v3_direct", ("q_proj", *LATENT)),
-  ],
-)
-def test_peft_loads_our_adapters_and_agrees(family, targets, tmp_path):
-  cfg, base, model = saved(family, tmp_path / "base")
-  ours = dataclasses.replace(SETTINGS, targets=targets)
-  adapters = make_adapters(cfg, ours)
-  lora.save(tmp_path / "adapters", cfg, ours, adapters, base="base")
-  with warnings.catch_warnings():
-    # It only warns of tensors that are missing.
-    warnings.filterwarnings("error", message=".*missing adapter keys")
-    model = peft.PeftModel.from_pretrained(model, tmp_path / "adapters")
-  params = lora.attach(base, adapters, SETTINGS.scale)
-  assert_same_logits(model.eval(), cfg, params)
-  settings, again = lora.load(tmp_path / "adapters", cfg)
-  assert settings.scale == SETTINGS.scale
-  helpers.assert_trees_close(again, adapters, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-  "family, targets",
-  [
-    ("qwen2", ["q_proj", "v_proj", "down_proj"]),
-    ("qwen2", "all-linear"),
-    ("deepseek_v3", ["q_a_proj", "q_b_proj", *LATENT]),
-  ],
-)
-def test_adapters_that_peft_made_act_as_there(family, targets, tmp_path):
-  cfg, base, model = saved(family, tmp_path / "base")
-  torch.manual_seed(0)
-  config = peft.LoraConfig(
-    r=3, lora_alpha=5, target_modules=targets, use_rslora=True
-  )
-  model = peft.get_peft_model(model, config)
-  with torch.no_grad():
-    for name, x in model.named_parameters():
-      if "lora_B" in name:
-        x.normal_(std=0.3)
-  model.save_pretrained(tmp_path / "adapters")
-  settings, adapters = lora.load(tmp_path / "adapters", cfg)
-  assert (settings.rank, settings.rslora) == (3, True)
-  params = lora.attach(base, adapters, settings.scale)
-  assert_same_logits(model.eval(), cfg, params)
-
-
-def test_what_peft_means_otherwise_beside_routed_experts_is_refused(tmp_path):
-  cfg, _, model = saved("deepseek_v3", tmp_path / "base")
-  with pytest.raises(
-    ValueError, match="PEFT takes 'down_proj' of a model with"
-  ):
-    lora.save(tmp_path / "ours", cfg, SETTINGS, make_adapters(cfg))
-  assert not (tmp_path / "ours").exists()
-  config = peft.LoraConfig(r=2, target_modules="all-linear")
-  peft.get_peft_model(model, config).save_pretrained(tmp_path / "theirs")
-  with pytest.raises(ValueError, match="pattern=.* read are those of plain"):
-    lora.load(tmp_path / "theirs", cfg)
-
-
 @pytest.mark.parametrize(
   "family, fields, sentence",
   [
@@ -369,33 +254,6 @@ def test_targets_reach_shared_experts_and_dense_layers_but_no_routed_ones():
   }
 
 
-def test_files_that_do_not_fit_are_named(tmp_path):
-  cfg = helpers.FAMILIES["qwen2"]
-  path = tmp_path / "adapters"
-  with pytest.raises(FileNotFoundError, match="No adapter_config.json in"):
-    lora.load(path, cfg)
-  lora.save(path, cfg, SETTINGS, make_adapters(cfg))
-  with pytest.raises(ValueError, match="is not empty"):
-    lora.save(path, cfg, SETTINGS, make_adapters(cfg))
-  shorter = dataclasses.replace(cfg, num_layers=1)
-  with pytest.raises(ValueError, match="adapters: .*layers.1.* is no tensor"):
-    lora.load(path, shorter)
-  file = path / lora.WEIGHTS
-  arrays = safetensors_numpy.load_file(file)
-  name = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
-  gone = arrays.pop(name)
-  safetensors_numpy.save_file(arrays | {"more": gone}, file)
-  with pytest.raises(ValueError, match=rf"'{name}' .* missing; 'more' in"):
-    lora.load(path, cfg)
-  config = json.loads((path / lora.CONFIG).read_text())
-  (path / lora.CONFIG).write_text(json.dumps(config | {"use_dora": True}))
-  with pytest.raises(ValueError, match="use_dora=True; read are those of"):
-    lora.load(path, cfg)
-  (path / lora.CONFIG).write_text(json.dumps({"peft_type": "IA3"}))
-  with pytest.raises(ValueError, match="of another kind; read are those of"):
-    lora.load(path, cfg)
-
-
 def test_a_run_of_adapters_is_read_with_its_base(tmp_path):
   cfg = helpers.tiny(dtype="bfloat16")
   mesh = helpers.make_mesh()
@@ -403,7 +261,7 @@ def test_a_run_of_adapters_is_read_with_its_base(tmp_path):
   with jax.set_mesh(mesh):
     base, adapters = (
       helpers.make_params(cfg, mesh),
-      make_adapters(cfg, mesh=mesh),
+      helpers.make_adapters(cfg, SETTINGS, mesh=mesh),
     )
     for workdir, params, number in ((inside, base, 5), (run, adapters, 3)):
       workdir.mkdir(parents=True, exist_ok=True)
@@ -433,7 +291,10 @@ def test_a_run_of_adapters_is_read_with_its_base(tmp_path):
 
 def test_a_frozen_base_in_bf16_computes_as_its_masters_do():
   cfg = helpers.tiny(dtype="bfloat16", remat="full")
-  base, adapters = helpers.make_params(cfg), make_adapters(cfg)
+  base, adapters = (
+    helpers.make_params(cfg),
+    helpers.make_adapters(cfg, SETTINGS),
+  )
   specs = params_lib.param_specs(cfg)
   abstract = params_lib.abstract_params(specs, helpers.make_mesh(), "bfloat16")
   frozen = jax.tree.map(lambda x, a: x.astype(a.dtype), base, abstract)

@@ -1,0 +1,183 @@
+"""Held-out problems: asked, answered k times each, scored.
+
+P prompts, k completions each.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from grpo_jax import sharding
+from grpo_jax.data import datasets, prompts
+from grpo_jax.data.tokenizers import tokenizer
+from grpo_jax.evaluation import results as results_lib
+from grpo_jax.rewards import answer, combine
+from grpo_jax.runs import source as source_lib
+from grpo_jax.sampling import decode, generate
+from grpo_jax.sampling.generate import Policy
+from grpo_jax.types import Completions, Problem, join
+
+REWARDS = {"accuracy": 1.0, "format": 1.0}
+
+
+class Questions(NamedTuple):
+  """Held-out problems, encoded, with how they are asked.
+
+  Attributes:
+    problems: P of them, with their prompts.
+    encoded: ids of each prompt.
+    prompt_slots: tokens that a prompt may have.
+    prompts_per_batch: how many are asked at a time.
+    sampling: how completions are drawn, k for each problem.
+    rewards: what is measured of them, as in `config.rewards`.
+  """
+
+  problems: list[Problem]
+  encoded: list[np.ndarray]
+  prompt_slots: int
+  prompts_per_batch: int
+  sampling: decode.SamplingParams
+  rewards: Mapping[str, Any] = REWARDS
+
+
+def make_questions(
+  section: Mapping[str, Any],
+  tok: tokenizer.Tokenizer,
+  template: str,
+  data_dir: str | os.PathLike,
+  *,
+  examples: Sequence[str] = (),
+) -> Questions:
+  """Returns the problems that `config.evaluate` names.
+
+  Args:
+    section: `config.evaluate`: `data`, `num_problems` (its first ones; 0 for
+      all), `prompt_slots`, `prompts_per_batch`, `sampling`, and `rewards`, by
+      default accuracy and format.
+    tok: of the policy.
+    template: what `prompts.read_template` returned.
+    data_dir: where prepared datasets are kept.
+    examples: texts in front of each prompt; under a chat template in front of
+      the question.
+
+  Raises:
+    ValueError: a prompt is longer than its slots, or a dataset has no problems.
+    sandbox.IsolationError: programs are asked for that could not be run safely.
+  """
+  problems = datasets.load(**section["data"], data_dir=data_dir)
+  count = min(section["num_problems"] or len(problems), len(problems))
+  problems = [problems[i] for i in range(count)]
+  answer.check(problems)
+  slots = section["prompt_slots"]
+  front = "".join(f"{text}\n\n" for text in examples)
+  if template == prompts.CHAT:
+    asked = [p._replace(question=front + p.question) for p in problems]
+  else:
+    asked, template = problems, front + template
+  asked, encoded = prompts.ask(asked, template, tok, slots)
+  return Questions(
+    [
+      problem._replace(prompt=filled.prompt)
+      for problem, filled in zip(problems, asked, strict=True)
+    ],
+    encoded,
+    slots,
+    min(section["prompts_per_batch"], len(problems)),
+    decode.SamplingParams(**section["sampling"]),
+    section.get("rewards", REWARDS),
+  )
+
+
+def evaluate(
+  policy: Policy, questions: Questions, key: Key[Array, ""]
+) -> tuple[dict[str, float], Completions]:
+  """Returns results, see `results.scalars`, and the completions behind them."""
+  answers = ask(policy, questions, key)
+  return results_lib.scalars(answers), answers
+
+
+def load_policy(source: str, mesh: Mesh, **model: Any) -> Policy:
+  """Returns the newest checkpoint of a run, or a model of Hugging Face.
+
+  Args:
+    source: its directory.
+    mesh: to place it on.
+    **model: how it is computed, see `runs.source.load_policy`.
+  """
+  tok = tokenizer.load(source_lib.tokenizer_directory(source))
+  cfg, params, step = source_lib.load_policy(source, mesh, **model)
+  return Policy(params, cfg, tok, mesh, step)
+
+
+def ask(
+  policy: Policy, questions: Questions, key: Key[Array, ""]
+) -> Completions:
+  """Returns k completions of each problem, scored.
+
+  Args:
+    policy: whom to ask.
+    questions: what.
+    key: of the draws; what is drawn for a problem depends on its place among
+      the problems and not on the batches.
+  """
+  answers = join(
+    list(
+      generate.generate(
+        policy,
+        questions.problems,
+        questions.encoded,
+        key,
+        prompt_slots=questions.prompt_slots,
+        prompts_per_batch=_prompts_at_a_time(questions, policy.mesh),
+        sampling=questions.sampling,
+      )
+    )
+  )
+  rewards = combine.score(
+    questions.rewards,
+    answers.problems,
+    answers.texts,
+    lengths=answers.lengths,
+    truncated=answers.truncated,
+  )
+  return answers.replace(rewards=rewards)
+
+
+def _prompts_at_a_time(questions: Questions, mesh: Mesh) -> int:
+  """As asked for, or a few more where those do not divide over the mesh."""
+  size, samples = questions.prompts_per_batch, questions.sampling.group_size
+  try:
+    sharding.split_rows(mesh, size, samples)
+  except ValueError:
+    devices = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+    return -(-size // devices) * devices
+  return size
+
+
+def summary(results: Mapping[str, float]) -> str:
+  """Returns the results of an evaluation as one line of text."""
+  parts = (
+    ("pass@1", "pass@1", "{:.1%}"),
+    ("format", "format", "{:.1%}"),
+    ("length", "mean_length", "{:.1f}"),
+    ("reflection words", "reflection_words", "{:.2f}"),
+  )
+  return ", ".join(
+    f"{title} {layout.format(results[name])}"
+    for title, name, layout in parts
+    if name in results
+  )
+
+
+def greedily(questions: Questions) -> Questions:
+  """Returns the same questions, asked once each at temperature 0."""
+  sampling = dataclasses.replace(
+    questions.sampling, group_size=1, temperature=0.0
+  )
+  return questions._replace(sampling=sampling)
