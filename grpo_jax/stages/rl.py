@@ -21,7 +21,7 @@ from grpo_jax.sampling import generate
 from grpo_jax.stages import rl_setup, setup
 from grpo_jax.train import loop as loop_lib
 
-SCHEMA, check, describe = rl_setup.SCHEMA, rl_setup.check, rl_setup.describe
+SCHEMA, check = rl_setup.SCHEMA, rl_setup.check
 
 
 SCHEMA, check, describe = rl_setup.SCHEMA, rl_setup.check, rl_setup.describe
