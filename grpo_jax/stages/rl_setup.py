@@ -107,7 +107,8 @@ def begin(run: setup.Run) -> Begun | None:
       config.rewards,
       run.key(SAMPLE),
       steps.timer,
-      dynamic_sampling=config.dynamic_sampling,
+      dynamic_sampling=config.dynamic_sampling
+      and config.dynamic_sampling.to_dict(),
       greedy="greedy_rewards" in reads_of(config),
     ),
     questions,
