@@ -113,6 +113,26 @@ def reshard_like(x: jax.Array, other: jax.Array) -> jax.Array:
   return jax.reshard(x, jax.typeof(other).sharding.spec) if has_mesh() else x
 
 
+def merge_pairs(x: jax.Array) -> jax.Array:
+  """Returns [B, 2, ...] as [2 B, ...]: row 2 b + i is entry i of pair b."""
+  split = row_spec(x, x.ndim)
+  return jax.lax.reshape(
+    x,
+    (2 * x.shape[0], *x.shape[2:]),
+    out_sharding=split and PartitionSpec(split[0], *split[2:]),
+  )
+
+
+def split_pairs(x: jax.Array) -> jax.Array:
+  """Returns [2 B], as `merge_pairs` has them, as [B, 2]."""
+  split = row_spec(x)
+  return jax.lax.reshape(
+    x,
+    (x.shape[0] // 2, 2),
+    out_sharding=split and PartitionSpec(split[0], None),
+  )
+
+
 def split_rows(
   mesh: Mesh | AbstractMesh, num_prompts: int, group_size: int = 1
 ) -> tuple[Any, Any]:

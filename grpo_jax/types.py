@@ -266,6 +266,27 @@ class PairBatch:
 
 
 @flax.struct.dataclass
+class PairedCompletions:
+  """Two completions of each prompt, padded on the right; the preferred first.
+
+  Attributes:
+    segments: 1 inside a text, 0 for padding.
+    mask: the tokens that a policy would choose, the stop token included.
+    weights: each pair's share of one update's loss.
+    ref_logprobs: of the completions under the reference policy, summed over
+      tokens; None where there is none.
+    reference_point: of KTO, in nats, the same in all rows; None for others.
+  """
+
+  tokens: Array  # int [B, 2, T]
+  segments: Array  # int [B, 2, T]
+  mask: Array  # bool [B, 2, T]
+  weights: Array  # float [B]
+  ref_logprobs: Array | None = None  # float [B, 2]
+  reference_point: Array | None = None  # float [B]
+
+
+@flax.struct.dataclass
 class LabelledBatch:
   """Texts with labels of their steps, padded on the right.
 

@@ -53,6 +53,8 @@ def pretrain() -> config_dict.ConfigDict:
     dtype="float32",
   )
   c.batch = dict(num_rows=32, row_length=128, num_microbatches=1)
+  # What `train.text_loss.loss_fn` reads.
+  c.loss = dict(z_coef=0.0, label_smoothing=0.0)
   c.optimizer = _optimizer(3e-3) | dict(
     schedule="cosine", warmup_updates=50, final_fraction=0.05, weight_decay=0.05
   )
@@ -158,6 +160,8 @@ def sft() -> config_dict.ConfigDict:
   c.max_steps = 0
   # Conversations longer than a row are left out.
   c.batch = dict(num_rows=64, row_length=32_768, num_microbatches=8)
+  # As in `pretrain`.
+  c.loss = pretrain().loss
   c.optimizer = _optimizer(1e-5) | dict(schedule="cosine", final_fraction=0.1)
   # A sigmoid router's biases move by this towards an even load, per update.
   c.router_bias_rate = 0.0
@@ -165,6 +169,33 @@ def sft() -> config_dict.ConfigDict:
   # many between them; None for no evaluation.
   c.evaluate = rl().evaluate
   c.evaluate.every = 0
+  c.log_every = 1
+  c.checkpoint = dict(every=100, keep=2)
+  return c
+
+
+def preference() -> config_dict.ConfigDict:
+  """The preference stage, with DPO's hyperparameters: one policy, and pairs.
+
+  https://arxiv.org/abs/2305.18290, appendix B.
+  """
+  c = _common("preference")
+  # As in `sft`: the policy to start from, which is the reference too.
+  c.source = ""
+  c.model = dict(dtype="bfloat16", remat="full", head_chunk=2048)
+  c.lora = rl().lora
+  # A dataset, a file or a folder that `data.preferences` reads.
+  c.data = dict(path="")
+  c.prompts = dict(template="chat")
+  c.max_length = 8192  # Tokens; pairs with a longer text are left out.
+  c.num_epochs = 1
+  c.batch = dict(num_rows=64, num_microbatches=8)
+  # A name in `losses.preference.PREFERENCES`, and the options of that loss.
+  c.loss = dict(kind="dpo")
+  c.optimizer = _optimizer(1e-6) | dict(warmup_updates=150)
+  # As in `sft`; held-out pairs are evaluated at the same steps, and at both
+  # ends without it.
+  c.evaluate = sft().evaluate
   c.log_every = 1
   c.checkpoint = dict(every=100, keep=2)
   return c

@@ -20,19 +20,15 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int
 
 from grpo_jax import sharding, types
+from grpo_jax.data import rows as rows_lib
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import heads, scoring
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params, Specs
 from grpo_jax.rewards import parts, terms
-
-# The narrowest text that a program is compiled for; each wider one is twice as
-# wide, so that there are few.
-_LEAST_WIDTH = 64
 
 AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
   "min": min,
@@ -187,26 +183,6 @@ def step_offsets(text: str, separators: Sequence[str]) -> list[int]:
   return offsets or [len(text)]
 
 
-def pad(
-  texts: Sequence[Sequence[int]], width: int, pad_id: int
-) -> tuple[Int[np.ndarray, "B T"], Int[np.ndarray, "B T"]]:
-  """Returns tokens and segments (1 inside, 0 for padding) of B texts."""
-  tokens = np.full((len(texts), width), pad_id, np.int32)
-  segments = np.zeros((len(texts), width), np.int32)
-  for row, ids in enumerate(texts):
-    tokens[row, : len(ids)] = ids
-    segments[row, : len(ids)] = 1
-  return tokens, segments
-
-
-def padded_width(length: int, most: int) -> int:
-  """The width of a program for texts of up to `length` tokens; few widths."""
-  width = _LEAST_WIDTH
-  while width < length:
-    width *= 2
-  return min(width, most)
-
-
 def outcome(
   model: RewardModel,
   problems: Sequence[types.Problem],
@@ -309,7 +285,7 @@ def _scalars(
   by_width: dict[int, list[int]] = {}
   for index, row in enumerate(rows):
     if len(row.ids) <= model.max_length:
-      width = padded_width(len(row.ids), model.max_length)
+      width = rows_lib.padded_width(len(row.ids), model.max_length)
       by_width.setdefault(width, []).append(index)
   size = model.rows_per_batch
   axes = sharding.split_rows(model.mesh, size)
@@ -319,7 +295,7 @@ def _scalars(
         chosen = indices[start : start + size]
         texts = [rows[index].ids for index in chosen]
         texts += [[]] * (size - len(chosen))  # One shape, hence one program.
-        tokens, segments = pad(texts, width, model.tokenizer.pad_id)
+        tokens, segments = rows_lib.pad(texts, width, model.tokenizer.pad_id)
         positions = np.broadcast_to(
           np.arange(width, dtype=np.int32), tokens.shape
         )

@@ -14,6 +14,7 @@ NAMES = (
   "distill",
   "evaluate",
   "export",
+  "preference",
   "preferences",
   "pretrain",
   "rejection",

@@ -15,18 +15,15 @@ from grpo_jax import configs, schema
 from grpo_jax.data import datasets
 from grpo_jax.data.text import TextSource
 from grpo_jax.data.tokenizers import tokenizer
-from grpo_jax.losses import language
-from grpo_jax.models import moe, scoring
+from grpo_jax.models import moe
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
-from grpo_jax.models.params import Params
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs.signals import Outcome
 from grpo_jax.stages import describe as describe_lib
 from grpo_jax.stages import sections, setup
-from grpo_jax.train import loop, optimizer
+from grpo_jax.train import loop, optimizer, text_loss
 from grpo_jax.train.update import make_update
-from grpo_jax.types import TextBatch
 
 _TOKENIZER_DOCUMENTS = 20_000
 # The vocabulary is padded to a multiple that every usual `tensor` axis divides,
@@ -78,7 +75,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
         tx=tx,
         learning_rate=learning_rate,
         update=make_update(
-          functools.partial(loss_fn, cfg=cfg),
+          functools.partial(text_loss.loss_fn, cfg=cfg, **config.loss),
           tx,
           num_microbatches=config.batch.num_microbatches,
           router_bias_rate=config.router_bias_rate,
@@ -88,17 +85,6 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
       ),
     )
   return Outcome.FINISHED if trained.finished else Outcome.STOPPED
-
-
-def loss_fn(
-  params: Params, batch: TextBatch, *, cfg: ModelConfig
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Returns the cross-entropy of a packed batch, in nats per token."""
-  scores = scoring.score_text(
-    params, cfg, batch.tokens, batch.positions, batch.segments
-  )
-  loss, metrics = language.cross_entropy(scores.logprobs, batch.weights)
-  return loss, metrics | {"expert_load": scores.load}
 
 
 def make_tokenizer(
@@ -127,6 +113,7 @@ SCHEMA = schema.Fields(
   {
     "data": sections.DATA,
     "model": schema.Options(ModelConfig, ("vocab_size",)),
+    "loss": schema.Options(text_loss.loss_fn, ("cfg",)),
     "optimizer": sections.OPTIMIZER,
   },
   choices={"tokenizer.kind": ("sentencepiece", "bytes")},
@@ -136,6 +123,7 @@ SCHEMA = schema.Fields(
 def check(config: ConfigDict) -> None:
   """Raises ValueError, in one sentence, if the config cannot be run."""
   schema.check(SCHEMA, config)
+  text_loss.check(**config.loss)
   cfg = ModelConfig(vocab_size=1, **config.model)
   moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)
   optimizer.make_optimizer(config.total_steps, **config.optimizer)

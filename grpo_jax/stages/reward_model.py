@@ -19,15 +19,14 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from grpo_jax import configs, errors, schema, sharding, stages
 from grpo_jax.data import preferences, prompts
+from grpo_jax.data import rows as rows_lib
 from grpo_jax.losses import preference
 from grpo_jax.models import scoring
 from grpo_jax.models.config import ModelConfig
@@ -87,7 +86,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
       return Outcome.STOPPED
     source_lib.require_source(run.source)
     encoded = kind.encode(reading, run.tok, known["train"], config.max_length)
-    steps = batches.Batches(
+    steps = rows_lib.Batches(
       encoded,
       kind.collate,
       num_rows=config.batch.num_rows,
@@ -189,10 +188,17 @@ def pair_loss(
     center_coef: of the pull of a pair's scores to mean 0.
   """
   scalars = _scalars(
-    params, cfg, _merged(batch.tokens), _merged(batch.segments)
+    params,
+    cfg,
+    sharding.merge_pairs(batch.tokens),
+    sharding.merge_pairs(batch.segments),
   )
-  at_end = jnp.arange(scalars.shape[-1]) == _merged(batch.ends)[:, None]
-  scores = _pairs(jnp.sum(jnp.where(at_end, scalars, 0.0), axis=-1))
+  at_end = (
+    jnp.arange(scalars.shape[-1]) == sharding.merge_pairs(batch.ends)[:, None]
+  )
+  scores = sharding.split_pairs(
+    jnp.sum(jnp.where(at_end, scalars, 0.0), axis=-1)
+  )
   return preference.bradley_terry_loss(
     scores[:, 0],
     scores[:, 1],
@@ -275,26 +281,6 @@ def _scalars(
   positions = jnp.zeros_like(tokens) + jnp.arange(tokens.shape[-1])
   return scoring.score_scalars(
     params, cfg, params["reward"], tokens, positions, segments
-  )
-
-
-def _merged(x: Array) -> Array:
-  """[B, 2, ...] as [2 B, ...]."""
-  split = sharding.row_spec(x, x.ndim)
-  return jax.lax.reshape(
-    x,
-    (2 * x.shape[0], *x.shape[2:]),
-    out_sharding=split and PartitionSpec(split[0], *split[2:]),
-  )
-
-
-def _pairs(x: Array) -> Array:
-  """[2 B] as [B, 2]."""
-  split = sharding.row_spec(x)
-  return jax.lax.reshape(
-    x,
-    (x.shape[0] // 2, 2),
-    out_sharding=split and PartitionSpec(split[0], None),
   )
 
 

@@ -21,8 +21,8 @@ from grpo_jax.runs.signals import Outcome
 from grpo_jax.sampling import decode
 from grpo_jax.sampling.generate import Policy
 from grpo_jax.stages import describe as describe_lib
-from grpo_jax.stages import pretrain, sections, setup
-from grpo_jax.train import loop, optimizer
+from grpo_jax.stages import sections, setup
+from grpo_jax.train import loop, optimizer, text_loss
 from grpo_jax.train.update import make_update
 
 # What a random number is for.
@@ -77,7 +77,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
         tx=tx,
         learning_rate=learning_rate,
         update=make_update(
-          trainable.loss(functools.partial(pretrain.loss_fn, cfg=cfg)),
+          trainable.loss(
+            functools.partial(text_loss.loss_fn, cfg=cfg, **config.loss)
+          ),
           tx,
           num_microbatches=config.batch.num_microbatches,
           router_bias_rate=config.router_bias_rate,
@@ -134,6 +136,7 @@ SCHEMA = schema.Fields(
     "data": sections.DATA,
     "model": sections.MODEL,
     "lora": sections.LORA,
+    "loss": schema.Options(text_loss.loss_fn, ("cfg",)),
     "optimizer": sections.OPTIMIZER,
     "evaluate": schema.Optional(sections.evaluation(configs.sft)),
   },
@@ -148,6 +151,7 @@ def check(config: ConfigDict) -> None:
     FileNotFoundError: `config.source` holds no checkpoint.
   """
   schema.check(SCHEMA, config)
+  text_loss.check(**config.loss)
   if config.evaluate:
     decode.SamplingParams(**config.evaluate.sampling)
   if config.lora.rank and config.router_bias_rate:

@@ -11,7 +11,7 @@ import pytest
 from grpo_jax import types
 from grpo_jax.data import conversations, prompts
 from grpo_jax.data.tokenizers import special, tokenizer
-from grpo_jax.stages import pretrain
+from grpo_jax.train import text_loss
 
 BYTES = tokenizer.ByteTokenizer()
 # Turns end with <|>; what the assistant wrote is told by rendering prefixes.
@@ -163,7 +163,7 @@ def test_packed_and_padded_rows_give_the_same_loss_and_gradient():
   @jax.jit
   def gradient(batch):
     def loss(params):
-      return pretrain.loss_fn(params, batch, cfg=cfg)[0]
+      return text_loss.loss_fn(params, batch, cfg=cfg)[0]
 
     return jax.value_and_grad(loss)(params)
 

@@ -13,6 +13,7 @@ import pytest
 
 from grpo_jax import configs, sharding
 from grpo_jax.data import preferences
+from grpo_jax.data import rows as rows_lib
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models import scoring
 from grpo_jax.reward_models import batches, learned, saved
@@ -179,7 +180,7 @@ def test_labels_of_steps_give_the_probability_of_each_step(source, tmp_path):
 
   def trace(i):
     steps = rng.choice(["b yes", "d yes", "b no", "d no"], 3).tolist()
-    labels = [float("yes" in update) for update in steps]
+    labels = [float("yes" in step) for step in steps]
     return dict(
       question=f"Steps of {i}?", completion="; ".join(steps), labels=labels
     )
@@ -304,15 +305,15 @@ def test_a_stopped_run_goes_on_to_the_same_model(
   trained, tmp_path, monkeypatch
 ):
   config, workdir = trained
-  batch_of = batches.Batches.__call__
+  batch_of = rows_lib.Batches.__call__
 
   def stop(batches, step):
-    if update == 5:
+    if step == 5:
       signal.raise_signal(signal.SIGTERM)
-    return batch_of(batches, update)
+    return batch_of(batches, step)
 
   with monkeypatch.context() as patch:
-    patch.setattr(batches.Batches, "__call__", stop)
+    patch.setattr(rows_lib.Batches, "__call__", stop)
     assert not run(config, tmp_path / "run")
   assert not saved.is_saved(tmp_path / "run")
   assert run(config, tmp_path / "run")

@@ -115,6 +115,24 @@ def test_it_learns_evaluates_and_says_what_it_left_out(
   assert (workdir / "report.png").stat().st_size > 10_000
 
 
+def test_the_command_line_chooses_z_loss_and_label_smoothing(
+  base, talks, data_dir, tmp_path
+):
+  run(
+    f"experiments/r1_cold_start.py:smoke,base={base},data={talks}",
+    tmp_path / "run",
+    *flags_for(data_dir),
+    *evaluation(data_dir),
+    "--config.loss.z_coef=0.5",
+    "--config.loss.label_smoothing=0.1",
+  )
+  history = run_log.read(tmp_path / "run" / "metrics.jsonl")
+  assert len(history) == 2
+  for row in history:
+    assert row["z"] > 0
+    assert row["loss"] > 0.9 * row["nll"] + 0.5 * row["z"]
+
+
 def config_of(base="", data=""):
   path = REPOSITORY / "experiments" / "r1_cold_start.py"
   spec = importlib.util.spec_from_file_location("r1_cold_start", path)
@@ -130,6 +148,7 @@ def config_of(base="", data=""):
     ({"batch.num_microbatches": 3}, "num_rows=16 must divide by"),
     ({"batch.row_length": 4}, "All 41 conversations are longer than"),
     ({"num_epochs": 0}, "num_epochs=0 must be at least 1"),
+    ({"loss.label_smoothing": 2.0}, "label_smoothing=2.0 must be in"),
     ({"max_steps": -1}, "max_steps=-1 must not be negative"),
     ({"optimizer.warmup_updates": 99}, "warmup_updates=99 must be below"),
     ({"prompts.template": "chat"}, "tokenizer has no chat template"),

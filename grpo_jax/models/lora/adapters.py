@@ -151,7 +151,7 @@ def adapter_specs(cfg: ModelConfig, settings: LoraConfig) -> Specs:
 
 
 def trainable(
-  cfg: ModelConfig, base: Params, settings: LoraConfig
+  cfg: ModelConfig, base: Params | None, settings: LoraConfig
 ) -> Trainable:
   """Returns what is trained of a model: adapters, or all where the rank is 0.
 
