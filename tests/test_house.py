@@ -133,6 +133,10 @@ TABLES = {
 }
 
 
+# For models of other code bases, which give logits and no last hidden states.
+FOR_OTHERS = ("vocabulary.stats_from_logits", "distill.logits_divergence")
+
+
 def test_every_loss_can_be_reached_from_a_run():
   """A public function of losses/ is in a table, or called outside of tests."""
   rows = {id(row) for table in TABLES.values() for row in table.values()}
@@ -153,4 +157,4 @@ def test_every_loss_can_be_reached_from_a_run():
       row = getattr(getattr(losses, module), name)
       if not (name.startswith("_") or id(row) in rows or name in used):
         unreachable.append(f"{module}.{name}")
-  assert not unreachable
+  assert sorted(unreachable) == sorted(FOR_OTHERS)

@@ -232,7 +232,7 @@ def distill() -> config_dict.ConfigDict:
   # "divergence": over the vocabulary. "advantage": REINFORCE on the policy's
   # own tokens.
   c.objective = "divergence"
-  # What `losses.distill.full_divergence` reads.
+  # What `losses.distill.divergence` reads.
   c.divergence = dict(kind="forward_kl", beta=0.5, temperature=1.0)
   # The chance that a step's text is the policy's own, to `prompts`, and not of
   # `data`.

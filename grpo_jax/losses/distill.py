@@ -136,6 +136,51 @@ def full_divergence(
   return _divergence(hidden, head, *jax.lax.stop_gradient(teacher), settings)
 
 
+def divergence(
+  hidden: Float[Array, "*rows T D"],
+  head: Float[Array, "D V"],
+  teacher_hidden: Float[Array, "*rows T E"],
+  teacher_head: Float[Array, "E V"],
+  *,
+  kind: str = "forward_kl",
+  beta: float = 0.5,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  chunk_size: int | None = None,
+) -> Float[Array, "*rows T"]:
+  """`full_divergence`, or `top_k_divergence` over the teacher's K tokens.
+
+  Args:
+    hidden: as in `full_divergence`.
+    head: as in `full_divergence`.
+    teacher_hidden: as in `full_divergence`.
+    teacher_head: as in `full_divergence`.
+    kind: a key of `DIVERGENCES`.
+    beta: of "js", in (0, 1).
+    temperature: of both distributions, above 0.
+    top_k: K, at most V; 0 for the whole vocabulary.
+    chunk_size: as in `vocabulary.token_stats`.
+
+  Raises:
+    ValueError: an unknown `kind`, or an argument out of its range.
+  """
+  if not top_k:
+    return full_divergence(
+      hidden,
+      head,
+      teacher_hidden,
+      teacher_head,
+      kind=kind,
+      beta=beta,
+      temperature=temperature,
+      chunk_size=chunk_size,
+    )
+  options = dict(temperature=temperature, chunk_size=chunk_size)
+  top = vocabulary.top_logprobs(teacher_hidden, teacher_head, top_k, **options)
+  logprobs = vocabulary.logprobs_at(hidden, head, top.ids, **options)
+  return top_k_divergence(logprobs, top.logprobs, kind=kind, beta=beta)
+
+
 def logits_divergence(
   logits: Float[Array, "*rows T V"],
   teacher_logits: Float[Array, "*rows T V"],
@@ -217,7 +262,11 @@ def on_policy_advantages(
 
 
 def check(
-  *, kind: str = "forward_kl", beta: float = 0.5, temperature: float = 1.0
+  *,
+  kind: str = "forward_kl",
+  beta: float = 0.5,
+  temperature: float = 1.0,
+  top_k: int = 0,
 ) -> None:
   """Refuses what `full_divergence` refuses; call it with the config.
 
@@ -228,6 +277,8 @@ def check(
     raise ValueError(f"{kind=} must be one of {tuple(DIVERGENCES)}.")
   if kind == "js" and not 0 < beta < 1:
     raise ValueError(f"{beta=} must be between 0 and 1.")
+  if top_k < 0:
+    raise ValueError(f"{top_k=} must not be negative.")
   vocabulary.check_temperature(temperature)
 
 

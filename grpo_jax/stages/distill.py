@@ -195,13 +195,13 @@ def divergence_loss(
     teacher: its parameters, constants.
     cfg: the policy's model.
     teacher_cfg: the teacher's.
-    **divergence: of `losses.distill.full_divergence`.
+    **divergence: of `losses.distill.divergence`.
   """
   text = batch.tokens, batch.positions, batch.segments
   hidden, trace = transformer.forward(params, cfg, *text)
   teacher_hidden, _ = transformer.forward(teacher, teacher_cfg, *text)
   size = min(cfg.vocab_size, teacher_cfg.vocab_size)
-  per_token = distill.full_divergence(
+  per_token = distill.divergence(
     heads.text_predictors(hidden),
     heads.head_matrix(params, cfg)[:, :size],
     heads.text_predictors(teacher_hidden),
@@ -259,7 +259,7 @@ SCHEMA = schema.Fields(
     "data": sections.DATA,
     "model": sections.MODEL,
     "divergence": schema.Options(
-      distill.full_divergence,
+      distill.divergence,
       ("chunk_size",),
       choices={"kind": distill.DIVERGENCES},
     ),

@@ -205,6 +205,19 @@ def test_top_k_of_the_whole_vocabulary_is_the_full_divergence(kind, beta):
   assert jnp.all(part >= -1e-6) and jnp.all(part <= full + 1e-5)
 
 
+def test_a_run_chooses_between_both_by_top_k():
+  hidden, head, teacher_hidden, teacher_head, _ = _batch()
+  given = hidden, head, teacher_hidden, teacher_head
+  full = distill.full_divergence(*given, temperature=1.3)
+  for k, at_most in ((0, full), (V, full), (4, full)):
+    found = distill.divergence(*given, temperature=1.3, top_k=k)
+    assert jnp.all(found <= at_most + 1e-5)
+    if k != 4:
+      np.testing.assert_allclose(found, full, rtol=1e-4, atol=1e-5)
+  with pytest.raises(ValueError, match="top_k="):
+    distill.check(top_k=-1)
+
+
 @pytest.mark.parametrize("kind", distill.DIVERGENCES)
 def test_the_top_k_gradient_matches_differences(kind):
   rng = np.random.default_rng(0)
