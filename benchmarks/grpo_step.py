@@ -123,7 +123,7 @@ def time_steps(
       experience.Scored(old.logprobs, old.entropy, ref.logprobs),
     )
     for part in experience.minibatches(data, 1, "sequence_mean", args.gen_len):
-      train, _ = update(train, experience.place(part, mesh))
+      train, _ = update(train, experience.place(part, mesh), {})
     jax.block_until_ready(train)
     times.append(time.perf_counter())
     if step == 0:

@@ -155,7 +155,7 @@ def programs(
     group,
     config.batching.num_microbatches,
   )
-  yield "update", update.lower(state_lib.abstract_state(weights, tx), part)
+  yield "update", update.lower(state_lib.abstract_state(weights, tx), part, {})
 
 
 def completions(

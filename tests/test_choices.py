@@ -8,7 +8,11 @@ import pytest
 from grpo_jax import configs, schema, stages
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
-EXPERIMENTS = sorted((REPOSITORY / "experiments").glob("*.py"))
+EXPERIMENTS = [
+  path
+  for path in sorted((REPOSITORY / "experiments").glob("*.py"))
+  if "\ndef get_config(" in path.read_text(encoding="utf-8")
+]
 # Values of options without a default.
 NEEDED = {"k": 2, "ratio_min": 0.5, "ratio_max": 2.0, "threshold": 0.1}
 # What a choice needs besides.

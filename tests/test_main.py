@@ -217,10 +217,11 @@ def test_help_is_there_at_once_without_jax():
 
   text = ask("--help")
   assert ask() == text
-  for flag in ("--config", "--workdir", "--fields", "--dry_run"):
+  for flag in ("--config", "--workdir", "--fork", "--fields", "--dry_run"):
     assert flag in text
   for path in (REPOSITORY / "experiments").glob("*.py"):
-    assert re.search(rf"experiments/{path.name} +\w", text)
+    listed = re.search(rf"experiments/{path.name} +\w", text)
+    assert bool(listed) == ("def get_config(" in path.read_text())
   own = ask("--config=experiments/r1_zero.py:smoke", "--help")
   assert "experiments/r1_zero.py:bilingual" in own
 

@@ -23,32 +23,35 @@ Flags
   --workdir=DIR               all that the run writes; by default runs/NAME or
                               runs/NAME-ARGUMENTS. The same command goes on
                               where a run was stopped.
+  --fork=RUN[@STEP]           begins as another run was after a step, by default
+                              its newest; fields may differ from there on.
   --fields                    lists the fields of the experiment's config: what
                               they mean, their values and their defaults, also
                               of those that it does not set. Runs nothing.
   --dry_run                   checks the config, prints all of it and what it
                               takes. Runs and writes nothing.
-{flags}
 """
 
 
 def help_text(
   experiment: str | None = None,
   folder: str = "experiments",
-  flags: str = "",
 ) -> str:
   """What the command line can do; of an experiment, what its file says.
 
   Args:
     experiment: `experiments/NAME.py[:ARGUMENTS]`, or None.
     folder: of the experiments to be listed.
-    flags: lines on further flags.
   """
   if experiment:
     path = pathlib.Path(experiment.partition(":")[0])
     if path.is_file():
       return docstring(path)
-  paths = sorted(pathlib.Path(folder).glob("*.py"))
+  paths = [
+    path
+    for path in sorted(pathlib.Path(folder).glob("*.py"))
+    if "\ndef get_config(" in path.read_text(encoding="utf-8")
+  ]
   width = max((len(str(path)) for path in paths), default=0)
   lines = [
     f"  {str(path):{width}}  {docstring(path).partition(chr(10))[0]}"
@@ -56,7 +59,7 @@ def help_text(
   ]
   listed = "\n\n" + "\n".join(lines)
   found = f"{listed if lines else f': none in {folder}/'}\n"
-  return _TEXT.format(found=found, flags=flags).rstrip()
+  return _TEXT.format(found=found).rstrip()
 
 
 def docstring(path: pathlib.Path) -> str:

@@ -117,6 +117,12 @@ def rl() -> config_dict.ConfigDict:
   # Options of the objective that differ from its own defaults, so that another
   # objective comes with its own: GRPO clips at 0.2 on both sides.
   c.loss = dict(kl_coef=1e-3)
+  # `loss.kl_coef` follows the KL that is measured: a section of what
+  # `losses.kl.adapt_coef` reads, such as dict(target=0.01).
+  c.adapt_kl = None
+  # `loss.entropy_coef` rises while entropy is below a target: a section of what
+  # `losses.kl.adapt_entropy_coef` reads, such as dict(target=0.2).
+  c.adapt_entropy = None
   # The reference becomes the policy every so many steps; 0 for never.
   c.ref_every = 400
   c.batching = dict(num_minibatches=1, num_microbatches=1, length_multiple=512)

@@ -20,11 +20,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from grpo_jax import errors
 from grpo_jax.curation import decontamination, filters, rewriting
 from grpo_jax.rewards import combine
+from grpo_jax.rewards import section as section_lib
 from grpo_jax.types import Completions, Problem
 
 Row = dict[str, Any]
@@ -49,46 +49,48 @@ class Rules:
   tests: decontamination.Index | None = None
 
 
-def read_rules(config: ConfigDict) -> Rules:
+def read_rules(config: errors.Section) -> Rules:
   """Returns the rules of a config of the rejection stage, without test sets.
 
   Terms are asked one after the other, cheap ones first as in
-  `combine.REWARDS`, each about what is left: a judge about nothing that a rule
-  drops.
+  `rewards.section.REWARDS`, each about what is left: a judge about nothing that
+  a rule drops.
 
   Raises:
     ConfigError: a filter or a term does not fit, or has no threshold.
   """
-  known = list(combine.REWARDS)
+  known = list(section_lib.REWARDS)
+  keep, rewards = config["keep"], config["rewards"]
+  most = config["max_per_prompt"]
   names = sorted(
-    config.keep, key=lambda name: known.index(name) if name in known else -1
+    keep, key=lambda name: known.index(name) if name in known else -1
   )
-  for name in config.keep:
-    if name not in config.rewards:
+  for name in keep:
+    if name not in rewards:
       raise errors.ConfigError(
         f"config.keep names {name!r}, which is no reward of this config;"
-        f" {errors.nearest(name, config.rewards)}"
+        f" {errors.nearest(name, rewards)}"
       )
-  for name in config.rewards:
-    if name not in config.keep:
+  for name in rewards:
+    if name not in keep:
       raise errors.ConfigError(
         f"config.rewards.{name} is scored for nothing: give config.keep.{name},"
         " the least score of what is kept, or leave it out."
       )
-    if not isinstance(config.keep[name], numbers.Real):
+    if not isinstance(keep[name], numbers.Real):
       raise errors.ConfigError(
-        f"config.keep.{name} must be a number, not {config.keep[name]!r}."
+        f"config.keep.{name} must be a number, not {keep[name]!r}."
       )
-    _check_term(name, config.rewards[name])
-  if config.max_per_prompt < 0:
+    _check_term(name, rewards[name])
+  if most < 0:
     raise errors.ConfigError(
-      f"config.max_per_prompt={config.max_per_prompt} must not be negative."
+      f"config.max_per_prompt={most} must not be negative."
     )
   return Rules(
-    filters.read(config.filters),
-    {name: config.rewards[name] for name in names},
-    {name: float(config.keep[name]) for name in names},
-    config.max_per_prompt,
+    filters.read(config["filters"]),
+    {name: rewards[name] for name in names},
+    {name: float(keep[name]) for name in names},
+    most,
   )
 
 

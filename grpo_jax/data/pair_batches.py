@@ -4,6 +4,7 @@ The tokens are those of fine-tuning (`conversations.encode`), so that a policy
 that was fine-tuned under a template is asked under it. B pairs, T positions.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -100,8 +101,8 @@ def mismatched(batch: PairedCompletions) -> PairedCompletions:
       segments[place] = np.arange(tokens.shape[-1]) < len(ids)
       mask[place] = segments[place] > 0
       mask[place][: len(prompt)] = False
-  return batch.replace(
-    tokens=tokens, segments=segments, mask=mask, weights=weights
+  return dataclasses.replace(
+    batch, tokens=tokens, segments=segments, mask=mask, weights=weights
   )
 
 

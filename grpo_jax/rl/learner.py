@@ -16,6 +16,7 @@ from grpo_jax import errors, sharding
 from grpo_jax.models import lora
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.params import Params
+from grpo_jax.rl import coefficients as coefficients_lib
 from grpo_jax.rl import experience, metrics, value_model
 from grpo_jax.rl.programs import Programs
 from grpo_jax.train import checkpoint
@@ -43,6 +44,7 @@ class Learner:
     num_minibatches: int,
     num_microbatches: int,
     weighting: str,
+    coefficients: coefficients_lib.Coefficients | None = None,
     value: value_model.ValueModel | None = None,
     value_state: state_lib.TrainState | None = None,
   ):
@@ -56,6 +58,7 @@ class Learner:
       num_minibatches: updates of a step.
       num_microbatches: gradients of an update.
       weighting: a name in `losses.weighting.WEIGHTINGS`.
+      coefficients: those of the loss that adapt.
       value: the value model of PPO.
       value_state: of it, before the first update.
     """
@@ -66,6 +69,7 @@ class Learner:
     self._minibatches = num_minibatches
     self._microbatches = num_microbatches
     self._weighting = weighting
+    self._coefficients = coefficients or coefficients_lib.Coefficients({})
     self._value = value
     self.value_state = value_state
     self.state: state_lib.TrainState | None = None
@@ -107,6 +111,7 @@ class Learner:
     )
     if self.value_state is not None:
       self.value_state = checkpointer.restore_value(step, self.value_state)
+    self._coefficients.state |= kept.get("coefficients", {})
     self.reference = reference
     if reference is not None and refreshed is not None:
       self._refreshed = refreshed
@@ -125,7 +130,7 @@ class Learner:
       self.state,
       reference=self._refreshed,
       value=self.value_state,
-      progress=progress,
+      progress={**progress, "coefficients": self._coefficients.state},
     )
 
   def score(self, rollout: Rollout, temperature: float) -> experience.Scored:
@@ -149,7 +154,7 @@ class Learner:
     return experience.Scored(old.logprobs, old.entropy, ref, values)
 
   def update(
-    self, data: Experience, temperature: float, length: int
+    self, data: Experience, temperature: float, length: int, entropy: float
   ) -> dict[str, float]:
     """Updates policy and value model; returns the mean of their metrics.
 
@@ -157,18 +162,24 @@ class Learner:
       data: of a rollout.
       temperature: at which it was drawn.
       length: completion slots of the config, which `constant_length` reads.
+      entropy: the mean over all tokens of the rollout, in nats.
     """
     update, found = self._programs(temperature).update, []
+    coefs = self._coefficients.now(entropy)
     for part in experience.minibatches(
       data, self._minibatches, self._weighting, length
     ):
       part = experience.place(part, self._mesh, self._microbatches)
-      self.state, scalars = update(self.state, part, *self.trainable.frozen)
+      self.state, scalars = update(
+        self.state, part, coefs, *self.trainable.frozen
+      )
       if self._value is not None:
         self.value_state, more = self._value.update(self.value_state, part)
         scalars |= more
       found.append(sharding.to_host(scalars))
-    return metrics.mean_over_updates(found)
+    means = metrics.mean_over_updates(found)
+    self._coefficients.after(means)
+    return means | {name: float(value) for name, value in coefs.items()}
 
   def refresh_reference(self) -> None:
     """Makes the policy as it is the reference, where there is one."""

@@ -4,7 +4,7 @@ P prompts, G completions each, N completion slots.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,8 +26,9 @@ class Programs(NamedTuple):
 
   Attributes:
     score: `(params, prompts, tokens, mask) -> TokenScores`.
-    update: `(state, experience, *frozen) -> (state, metrics)`; the state is
-      donated.
+    update: `(state, experience, coefs, *frozen) -> (state, metrics)`; `coefs`
+      are options of the loss that change from step to step, by name. The state
+      is donated.
   """
 
   score: ScoreFn
@@ -65,10 +66,16 @@ def make_programs(
     temperature=temperature,
     policy_loss=functools.partial(policy.LOSSES[objective], **dict(loss)),
   )
+
+  def of_part(part: Params, batch: Experience, coefs: Any, *frozen: Any) -> Any:
+    loss = functools.partial(of_policy, coefs=coefs)
+    whole = trainable.loss(loss) if trainable else loss
+    return whole(part, batch, *frozen)
+
   return Programs(
     make_score(cfg, temperature, num_minibatches * num_microbatches),
     update.make_update(
-      trainable.loss(of_policy) if trainable else of_policy,
+      of_part,
       tx,
       num_microbatches=num_microbatches,
       router_bias_rate=router_bias_rate,
@@ -83,8 +90,18 @@ def loss_fn(
   cfg: ModelConfig,
   temperature: float,
   policy_loss: Callable[..., Any],
+  coefs: Mapping[str, Any] | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Returns the policy's loss on experience, additive over rows."""
+  """Returns the policy's loss on experience, additive over rows.
+
+  Args:
+    params: of the policy.
+    batch: what it is learned from.
+    cfg: the model.
+    temperature: of sampling.
+    policy_loss: a value of `losses.policy.LOSSES`, its options bound.
+    coefs: options that change from step to step.
+  """
   scores = scoring.score_completions(
     params,
     cfg,
@@ -103,6 +120,7 @@ def loss_fn(
     entropy=scores.entropy,
     correction=batch.correction,
     sampler_logprobs=batch.sampler_logprobs,
+    **(coefs or {}),
   )
   return loss, metrics | {"expert_load": scores.load}
 

@@ -4,6 +4,7 @@ P prompts, G completions each; B = P * G rows, row b in group b // G.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -39,7 +40,7 @@ class Rollouts:
   rewards: errors.Section
   key: Key[Array, ""]
   timer: progress.Timer
-  dynamic_sampling: errors.Section | None = None
+  dynamic_sampling: Mapping[str, Any] | None = None
   greedy: bool = False
 
   def draw(

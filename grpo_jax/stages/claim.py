@@ -3,6 +3,7 @@
 Both know what a config of an earlier version left unsaid.
 """
 
+import json
 import os
 import pathlib
 from typing import Any
@@ -39,5 +40,6 @@ def fork(origin: str, config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def complete(config: dict[str, Any]) -> dict[str, Any]:
-  """Returns a config with the defaults of all that it lacks."""
-  return schema.completed(stages.load(config["stage"]).SCHEMA, config)
+  """Returns a config, as JSON has it, with the defaults of all it lacks."""
+  whole = schema.completed(stages.load(config["stage"]).SCHEMA, config)
+  return json.loads(json.dumps(whole))

@@ -18,6 +18,7 @@ from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.evaluation import ask, probes
 from grpo_jax.evaluation import results as results_lib
 from grpo_jax.rewards import combine
+from grpo_jax.rewards import section as section_lib
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import log as run_log
 from grpo_jax.runs import source as source_lib
@@ -227,7 +228,7 @@ def _asked(own: Callable[..., None]) -> schema.Options:
   nodes = {
     "data": sections.DATA,
     "sampling": schema.Options(decode.SamplingParams, partial=True),
-    "rewards": combine.SCHEMA,
+    "rewards": section_lib.SCHEMA,
   }
   return schema.Options(_differs, partial=True, shared=own, nodes=nodes)
 
@@ -237,7 +238,7 @@ SCHEMA = schema.Fields(
   {
     "model": sections.MODEL,
     "evaluate.sampling": sections.SAMPLING,
-    "evaluate.rewards": combine.SCHEMA,
+    "evaluate.rewards": section_lib.SCHEMA,
     "datasets": schema.Named(_asked(_asks)),
     "probes": schema.Named(
       lambda name: schema.Options(probes.PROBES[name]), tuple(probes.PROBES)

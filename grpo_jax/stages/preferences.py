@@ -36,6 +36,7 @@ from grpo_jax.data import datasets, prompts, records
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.evaluation import ask
 from grpo_jax.rewards import combine
+from grpo_jax.rewards import section as section_lib
 from grpo_jax.runs import log as run_log
 from grpo_jax.runs import progress
 from grpo_jax.runs import source as source_lib
@@ -209,7 +210,7 @@ SCHEMA = schema.Fields(
     "data": sections.DATA,
     "model": sections.MODEL,
     "sampling": sections.SAMPLING,
-    "rewards": combine.SCHEMA,
+    "rewards": section_lib.SCHEMA,
     "pairs": schema.Options(annotate.pairs_of, ("seed",)),
     "steps": schema.Options(annotate.steps_of, ("annotator", "rewards", "key")),
   },

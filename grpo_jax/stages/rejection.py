@@ -30,7 +30,7 @@ from grpo_jax import configs, errors, schema, sharding
 from grpo_jax.curation import ask, filters, rewriting, selection
 from grpo_jax.data import datasets, records
 from grpo_jax.data.tokenizers import tokenizer
-from grpo_jax.rewards import combine
+from grpo_jax.rewards import section as section_lib
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import log as run_log
 from grpo_jax.runs import source as source_lib
@@ -249,7 +249,7 @@ SCHEMA = schema.Fields(
       )
     ),
     "sampling": sections.SAMPLING,
-    "rewards": combine.SCHEMA,
+    "rewards": section_lib.SCHEMA,
     "keep": schema.Free(),
     "filters": filters.SCHEMA,
   },

@@ -18,13 +18,18 @@ from grpo_jax.runs import log as run_log
 from grpo_jax.runs import progress, report
 from grpo_jax.runs.signals import Outcome
 from grpo_jax.sampling import generate
-from grpo_jax.stages import rl_setup, setup
+from grpo_jax.stages import rl_checks, rl_setup, setup
 from grpo_jax.train import loop as loop_lib
 
-SCHEMA, check = rl_setup.SCHEMA, rl_setup.check
+SCHEMA, check = rl_checks.SCHEMA, rl_checks.check
+describe = rl_checks.describe
 
 
-SCHEMA, check, describe = rl_setup.SCHEMA, rl_setup.check, rl_setup.describe
+SCHEMA, check, describe = (
+  rl_checks.SCHEMA,
+  rl_checks.check,
+  rl_checks.describe,
+)
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
@@ -84,7 +89,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
       # 4. Updates make what was better more probable.
       with loop.timer.phase("update"):
         scalars = learner.update(
-          data, sampling.temperature, sampling.max_new_tokens
+          data,
+          sampling.temperature,
+          sampling.max_new_tokens,
+          float(scored.entropy[data.completion_mask].mean()),
         )
       if config.ref_every and (step + 1) % config.ref_every == 0:
         learner.refresh_reference()

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from grpo_jax import schema
+from grpo_jax import reward_models, schema
 from grpo_jax.data import datasets
 from grpo_jax.models import lora
-from grpo_jax.rewards import combine
+from grpo_jax.rewards import section as section_lib
 from grpo_jax.sampling import decode
 from grpo_jax.train import optimizer
 
@@ -31,6 +31,8 @@ def _how_computed(*, dtype: str, remat: str, head_chunk: int) -> None:
   """
 
 
+# Rewards of these names are known wherever a stage is.
+LEARNED = tuple(reward_models.BUILT_IN)
 DATA = schema.Kind(datasets.DATASETS, by="name", shared=_any_dataset)
 SAMPLING = schema.Options(decode.SamplingParams)
 OPTIMIZER = schema.Options(optimizer.make_optimizer)
@@ -46,5 +48,5 @@ def evaluation(config: Callable[[], ConfigDict]) -> schema.Fields:
   """
   return schema.Fields(
     lambda: config().evaluate,
-    {"data": DATA, "sampling": SAMPLING, "rewards": combine.SCHEMA},
+    {"data": DATA, "sampling": SAMPLING, "rewards": section_lib.SCHEMA},
   )

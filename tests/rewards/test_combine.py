@@ -11,6 +11,7 @@ from ml_collections import config_dict
 
 from grpo_jax import errors, types
 from grpo_jax.rewards import combine
+from grpo_jax.rewards import section as section_lib
 from grpo_jax.rewards import terms as terms_lib
 
 GOOD = "<think>22+13=35 ok</think><answer>22+13</answer>"
@@ -359,5 +360,5 @@ def test_a_mistake_in_the_config_is_told_in_one_sentence(section, sentence):
 
 
 def test_every_built_in_reward_can_be_imported():
-  for name, path in combine.REWARDS.items():
-    assert callable(combine._load(name, path))
+  for name, path in section_lib.REWARDS.items():
+    assert callable(section_lib.load(name, path))

@@ -20,7 +20,7 @@ from grpo_jax.models import scoring
 from grpo_jax.reward_models import learned, saved
 from grpo_jax.rl import experience, programs
 from grpo_jax.sampling import decode
-from grpo_jax.stages import rl, rl_setup
+from grpo_jax.stages import rl, rl_checks
 from grpo_jax.train import update
 
 CFG = helpers.tiny(num_layers=1)
@@ -191,7 +191,7 @@ def experiment(name: str, arg: str | None = None):
 
 @pytest.mark.parametrize("arg", [None, "smoke", "gsm8k", "gsm8k,smoke"])
 def test_the_experiments_of_this_machine_can_be_run(arg):
-  rl_setup.check(experiment("r1_zero", arg))
+  rl_checks.check(experiment("r1_zero", arg))
 
 
 @pytest.mark.parametrize(
@@ -199,12 +199,12 @@ def test_the_experiments_of_this_machine_can_be_run(arg):
 )
 def test_the_papers_experiments_can_be_run_given_a_base(arg, tmp_path):
   (tmp_path / "checkpoints").mkdir()
-  rl_setup.check(experiment("r1_zero", f"{arg},base={tmp_path}"))
+  rl_checks.check(experiment("r1_zero", f"{arg},base={tmp_path}"))
 
 
 @pytest.mark.parametrize("arg", [None, "smoke", "gae_lambda=0.95"])
 def test_ppo_can_be_run(arg):
-  rl_setup.check(experiment("ppo", arg))
+  rl_checks.check(experiment("ppo", arg))
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def runs(tmp_path):
   ],
 )
 def test_stages_can_be_run_given_their_sources(name, arg, runs):
-  rl_setup.check(experiment(name, arg.format(runs)))
+  rl_checks.check(experiment(name, arg.format(runs)))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_stages_can_be_run_given_their_sources(name, arg, runs):
   ids=str,
 )
 def test_any_argument_of_what_a_section_feeds_is_a_field(changes):
-  rl_setup.check(with_changes(experiment("r1_zero"), changes))
+  rl_checks.check(with_changes(experiment("r1_zero"), changes))
 
 
 VALUE = configs.value()
@@ -261,8 +261,8 @@ def test_a_schedule_changes_how_completions_are_drawn():
     experiment("r1_zero"),
     {"schedule": {5: dict(max_new_tokens=99), 9: dict(temperature=0.7)}},
   )
-  rl_setup.check(c)
-  drawn = [rl_setup.sampling_at(c, update) for update in (0, 4, 5, 8, 9, 30)]
+  rl_checks.check(c)
+  drawn = [rl_checks.sampling_at(c, update) for update in (0, 4, 5, 8, 9, 30)]
   assert [s.max_new_tokens for s in drawn] == [88, 88, 99, 99, 99, 99]
   assert [s.temperature for s in drawn] == [1, 1, 1, 1, 0.7, 0.7]
   assert {s.group_size for s in drawn} == {8}
