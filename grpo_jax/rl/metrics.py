@@ -30,7 +30,9 @@ def rollout_metrics(
   `sampling/<name>` what `correction.sampler_gap` tells of trainer and sampler.
   """
   mask = data.completion_mask
-  gap = correction.sampler_gap(data.old_logprobs, data.sampler_logprobs, mask)
+  gap = correction.sampler_gap(
+    *map(jnp.asarray, (data.old_logprobs, data.sampler_logprobs, mask))
+  )
   return {
     **reward_metrics(completions.rewards, completions.group_size),
     **source_metrics(completions.rewards, completions.problems),
@@ -51,7 +53,8 @@ def value_metrics(data: types.Experience) -> dict[str, float]:
     return {}
   known = data.completion_mask & ~np.isnan(data.returns)
   explained = value.explained_variance(
-    *(jnp.where(known, x, 0.0) for x in (data.values, data.returns)), known
+    *(jnp.where(known, x, 0.0) for x in (data.values, data.returns)),
+    jnp.asarray(known),
   )
   return {"value/explained_variance": float(explained)}
 

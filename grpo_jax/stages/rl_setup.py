@@ -72,7 +72,7 @@ def begin(run: setup.Run) -> Begun | None:
       mesh, config.prompts.num_prompts // parts, config.sampling.group_size
     )
   problems = datasets.load(**config.data, data_dir=run.data_dir)
-  from_step = curriculum_lib.first_steps(problems, config.from_step)
+  from_step = curriculum_lib.first_steps(problems, config.from_step.to_dict())
   combine.check_sources(config.rewards, from_step)
   template = run.template
   if not run.make_base():

@@ -81,7 +81,7 @@ class Run:
     if not self.config.evaluate:
       return None
     return ask.make_questions(
-      self.config.evaluate, self.tok, self.template, self.data_dir
+      self.config.evaluate.to_dict(), self.tok, self.template, self.data_dir
     )
 
   def load(self, frozen: bool = False) -> Params:
