@@ -6,6 +6,15 @@ takes the policy of `runs/r1_sft` and the pairs of `runs/r1_preferences`, drawn
 from it and compared by the rule of politeness, and makes the preferred
 completions more likely than the others, measured against the policy as it was.
 
+On two CPU cores, seed 0, from the SFT policy and the 1,172 training pairs of
+experiments/rlhf.py:whole, 74 updates in a minute of CPU time: held-out pairs
+(151) whose preferred completion has the higher implied reward, and politeness
+of held-out small talk, which is 0.49 before (temperature 0.6):
+
+          dpo     ipo     kto     orpo    simpo
+  pairs   87.4%   85.4%   86.8%   90.1%   92.7%
+  polite  0.72    0.72    0.73    0.66    0.71
+
   experiments/preference.py:ipo      or kto, orpo, simpo: another loss
   experiments/preference.py:base=DIR,pairs=PATH
                                      another policy; a dataset, or a file of
