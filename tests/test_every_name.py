@@ -68,7 +68,7 @@ def make_config(source):
   c = configs.built_in_rl()
   c.source, c.pretrain, c.total_steps = source, None, 2
   c.mesh = dict(data=4, fsdp=2, tensor=1, expert=1)
-  c.prompts = dict(template="plain", num_prompts=4, prompt_slots=40)
+  c.prompts = dict(template="plain", num_prompts=8, prompt_slots=40)
   c.sampling.update(group_size=4, max_new_tokens=8, cache_chunk=8)
   c.batching = dict(num_minibatches=2, num_microbatches=1, length_multiple=8)
   c.rewards = dict(

@@ -71,6 +71,9 @@ def begin(run: setup.Run) -> Begun | None:
     sharding.split_rows(
       mesh, config.prompts.num_prompts // parts, config.sampling.group_size
     )
+  greedy = "greedy_rewards" in reads_of(config)
+  if greedy:
+    sharding.split_rows(mesh, config.prompts.num_prompts, 1)
   problems = datasets.load(**config.data, data_dir=run.data_dir)
   from_step = curriculum_lib.first_steps(problems, config.from_step.to_dict())
   combine.check_sources(config.rewards, from_step)
@@ -109,7 +112,7 @@ def begin(run: setup.Run) -> Begun | None:
       steps.timer,
       dynamic_sampling=config.dynamic_sampling
       and config.dynamic_sampling.to_dict(),
-      greedy="greedy_rewards" in reads_of(config),
+      greedy=greedy,
     ),
     questions,
     learning_rate,
