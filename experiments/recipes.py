@@ -3,10 +3,11 @@
   python -m grpo_jax.main --config=experiments/recipes.py:NAME
 
 with NAME one of those in `RECIPES`: grpo by default. All start from the same
-base, the one of experiments/r1_zero.py, and draw as many completions; eight
-steps tell them apart, for after 32 most of them solve everything. Learning rate
-and batch are those that R1-Zero was tuned with: the table in docs/results.md
-says what each does with them, and not which one is best.
+base, the one of experiments/r1_zero.py, and draw as many completions. Learning
+rate and batch are those that R1-Zero was tuned with, and eight steps are as few
+as that allows: on two busy CPU cores and the base of seed 0, grpo went from
+38.5 % to 97.9 % in 100 s, dr_grpo to 97.6 % in 89 s. The others and other seeds
+are not measured yet, so no order among them is known.
 
   experiments/recipes.py:NAME,smoke      two steps, to see that it runs
   experiments/recipes.py:NAME,base=DIR   on the checkpoint of another run
