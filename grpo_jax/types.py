@@ -39,6 +39,10 @@ class Problem(NamedTuple):
   details: str = ""
   columns: Mapping[str, Any] = {}
 
+  def __hash__(self) -> int:
+    """Of all but the columns, whose values may have none."""
+    return hash(tuple(self)[:5])
+
 
 class Example(NamedTuple):
   """A conversation to learn from; host text, never on a device.

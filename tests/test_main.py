@@ -90,7 +90,7 @@ REFUSED = {
   ),
   "a directory with another run": (
     ["--config=experiments/r1_zero.py", "--workdir={other}"],
-    r"holds another run: its config\.\w+ is ",
+    r"holds another run: its config\.[\w.]+ is ",
   ),
   "a directory with other files": (
     ["--config=experiments/r1_zero.py", "--workdir={foreign}"],

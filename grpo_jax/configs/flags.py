@@ -78,7 +78,8 @@ def load(path_and_argument: str) -> config_dict.ConfigDict:
   spec.loader.exec_module(module)
   if not hasattr(module, "get_config"):
     raise errors.ConfigError(f"{name} is no experiment: it has no get_config.")
-  return module.get_config(argument or None)
+  # An experiment without arguments of its own need not take any.
+  return module.get_config(argument) if argument else module.get_config()
 
 
 def stage_of(config: config_dict.ConfigDict, fields: Sequence[str]) -> str:

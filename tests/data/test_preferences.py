@@ -9,6 +9,7 @@ import pytest
 
 from grpo_jax import types
 from grpo_jax.data import datasets, preferences, records
+from grpo_jax.data import rows as rows_lib
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.reward_models import batches, learned
 
@@ -234,7 +235,7 @@ class TestBatches:
 
   def batches(self, rows, **changes):
     options = dict(num_rows=8, max_length=128, pad_id=0, epochs=2, seed=0)
-    return batches.Batches(rows, batches.collate_pairs, **options | changes)
+    return rows_lib.Batches(rows, batches.collate_pairs, **options | changes)
 
   def test_every_row_comes_once_in_each_epoch_whatever_its_length(self):
     rows = self.rows()

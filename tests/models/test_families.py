@@ -88,7 +88,9 @@ def test_sampler_and_scorer_agree_on_one_and_on_eight_devices(family):
         counts.sum(axis=-1), tokens * cfg.experts_per_token
       )
   np.testing.assert_array_equal(one[0].tokens, eight[0].tokens)
-  helpers.assert_trees_close(eight[1], one[1], rtol=1e-4, atol=2e-5)
+  # Gradients of up to 19 in float32, summed in other orders; what cancels is
+  # off by 3.4e-5 on one kind of CPU and by less than 2e-5 on another.
+  helpers.assert_trees_close(eight[1], one[1], rtol=1e-4, atol=1e-4)
 
 
 @functools.partial(jax.jit, static_argnames="cfg")

@@ -60,8 +60,8 @@ def test_batches_give_the_completions_of_one(prompts_per_batch, whole):
 
 
 def test_eight_devices_give_the_completions_of_one(whole):
-  results, texts, _ = run(make_questions(2), helpers.EIGHT)
-  assert texts == whole[1]
+  results, answers = run(make_questions(2), helpers.EIGHT)
+  assert answers.texts == whole[1].texts
   assert results == whole[0]
 
 
@@ -73,15 +73,16 @@ def test_results_are_means_over_problems_and_samples(whole, monkeypatch):
   monkeypatch.setattr(
     answer, "accuracy", lambda problems, texts: right.ravel().tolist()
   )
-  results, texts, scores = run(make_questions(5))
+  results, answers = run(make_questions(5))
   assert results["pass@1"] == pytest.approx(right.mean())
   means = right.mean(axis=1)
   assert results["pass@1_stderr"] == pytest.approx(
     means.std(ddof=1) / np.sqrt(5)
   )
   assert (results["problems"], results["samples"]) == (5, 4)
-  assert len(texts) == 20
-  np.testing.assert_array_equal(scores.terms["accuracy"], right.ravel())
+  assert len(answers) == 20
+  accuracy = answers.rewards.terms["accuracy"]
+  np.testing.assert_array_equal(accuracy, right.ravel())
   assert "pass@1 30.0%" in ask.summary(results)
 
 
@@ -328,7 +329,7 @@ def test_bad_input_is_a_sentence_before_anything_is_written(
 
 
 def test_lengths_count_tokens_of_real_problems_only(whole):
-  results, texts, _ = whole
+  results, answers = whole
   assert 1 <= results["mean_length"] <= 6
   assert results["truncated"] <= 1
-  assert len(texts) == 20
+  assert len(answers) == 20

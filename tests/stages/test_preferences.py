@@ -172,7 +172,7 @@ def test_steps_are_labelled_by_what_continuations_of_them_earn(
 @pytest.mark.parametrize(
   ("changes", "says"),
   [
-    (dict(kind="triples"), "one of labels, pairs, steps"),
+    (dict(kind="triples"), "one of 'labels', 'pairs', 'steps'"),
     (dict(pairs=dict(best=1)), "no field 'best'"),
     (dict(sampling=dict(group_size=1)), "at least 2"),
     (dict(steps=dict(continuations=0)), "at least 1"),

@@ -317,7 +317,7 @@ REFUSED = {
   ),
   "an unknown test set": (
     lambda c: c.decontaminate.tests.update(x=dict(name="gsm", split="test")),
-    r"tests\.x\.name='gsm' must be one of .*; did you mean 'gsm8k'\?",
+    r"tests\.x\.name='gsm' must be one of .*; did you mean 'mgsm'\?",
   ),
 }
 

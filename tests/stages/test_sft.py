@@ -185,5 +185,6 @@ def test_text_that_the_tokenizer_cannot_write_is_refused(
 def test_a_run_may_have_no_evaluation():
   config = configs.sft()
   config.evaluate = None
+  config.data.path = "conversations.jsonl"
   with pytest.raises(FileNotFoundError, match="No model in ''"):
     sft.check(config)
