@@ -7,6 +7,7 @@ choice is gone, and what belongs to this one can be set.
 """
 
 import importlib.util
+import inspect
 import pathlib
 import re
 import sys
@@ -79,7 +80,12 @@ def load(path_and_argument: str) -> config_dict.ConfigDict:
   if not hasattr(module, "get_config"):
     raise errors.ConfigError(f"{name} is no experiment: it has no get_config.")
   # An experiment without arguments of its own need not take any.
-  return module.get_config(argument) if argument else module.get_config()
+  takes_one = inspect.signature(module.get_config).parameters
+  if argument and not takes_one:
+    raise errors.ConfigError(f"{path} takes no argument such as {argument!r}.")
+  return (
+    module.get_config(argument or None) if takes_one else module.get_config()
+  )
 
 
 def stage_of(config: config_dict.ConfigDict, fields: Sequence[str]) -> str:
