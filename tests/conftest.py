@@ -57,6 +57,20 @@ def no_mesh_of_another_test():
 
 
 @pytest.fixture(scope="session")
+def _empty_folder(tmp_path_factory) -> pathlib.Path:
+  folder = tmp_path_factory.mktemp("elsewhere")
+  experiments = pathlib.Path(__file__).parents[1] / "experiments"
+  (folder / "experiments").symlink_to(experiments)
+  return folder
+
+
+@pytest.fixture(autouse=True)
+def no_runs_of_the_user(_empty_folder, monkeypatch):
+  """Defaults such as runs/r1_zero must not find what a user has there."""
+  monkeypatch.chdir(_empty_folder)
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> pathlib.Path:
   """The folder of real problems; the test is skipped where it is missing."""
   folder = pathlib.Path(os.environ.get("GRPO_JAX_DATA", _BESIDE))

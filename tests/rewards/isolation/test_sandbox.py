@@ -77,11 +77,15 @@ def processes_of_programs():
   return found
 
 
-def wait_for_none(seconds=3.0):
+def wait_for_none(seconds=30.0):
+  """Those that are there now and stay; other workers' come and go."""
+  left = processes_of_programs()
   end = time.monotonic() + seconds
-  while processes_of_programs() and time.monotonic() < end:
+  while left and time.monotonic() < end:
     time.sleep(0.02)
-  return processes_of_programs()
+    now = processes_of_programs()
+    left = [one for one in left if one in now]
+  return left
 
 
 @pytest.fixture
