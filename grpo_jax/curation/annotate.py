@@ -45,7 +45,7 @@ class Annotator(NamedTuple):
   sampling: decode.SamplingParams
 
 
-class Drawn(NamedTuple):
+class ScoredBatch(NamedTuple):
   """Completions of one batch of problems, and what they earned.
 
   Attributes:
@@ -75,7 +75,7 @@ def score(
   return np.where(scores.valid, scores.total.astype(np.float64), np.nan)
 
 
-def labels_of(drawn: Drawn) -> Found:
+def labels_of(drawn: ScoredBatch) -> Found:
   """Completions with what they earn as their label; see `_usable`.
 
   Raises:
@@ -93,7 +93,7 @@ def labels_of(drawn: Drawn) -> Found:
 
 
 def pairs_of(
-  drawn: Drawn, *, margin: float, per_problem: int, seed: int
+  drawn: ScoredBatch, *, margin: float, per_problem: int, seed: int
 ) -> Found:
   """Pairs of completions of one problem whose rewards differ enough.
 
@@ -135,7 +135,7 @@ def pairs_of(
 
 
 def steps_of(
-  drawn: Drawn,
+  drawn: ScoredBatch,
   *,
   annotator: Annotator,
   rewards: errors.Section,
@@ -192,7 +192,7 @@ class _Beginning(NamedTuple):
 
 
 def _beginnings(
-  drawn: Drawn, row: int, ends: Sequence[int], tok: tokenizer.Tokenizer
+  drawn: ScoredBatch, row: int, ends: Sequence[int], tok: tokenizer.Tokenizer
 ) -> Iterator[_Beginning]:
   """Prompt and completion up to the end of each step but the last.
 
@@ -206,7 +206,7 @@ def _beginnings(
 
 
 def _continued(
-  drawn: Drawn,
+  drawn: ScoredBatch,
   begun: Sequence[_Beginning],
   annotator: Annotator,
   rewards: errors.Section,
@@ -241,11 +241,11 @@ def _continued(
   return found
 
 
-def _group_size(drawn: Drawn) -> int:
+def _group_size(drawn: ScoredBatch) -> int:
   return len(drawn.completions.texts) // len(drawn.prompts)
 
 
-def _usable(drawn: Drawn, rows: Iterable[int] | None = None) -> list[int]:
+def _usable(drawn: ScoredBatch, rows: Iterable[int] | None = None) -> list[int]:
   """Rows that ended and have a reward; of equal texts of a problem the first.
 
   Args:
@@ -278,7 +278,7 @@ def _asked(problem: Problem) -> dict[str, Any]:
   )
 
 
-def _counts(drawn: Drawn) -> dict[str, int]:
+def _counts(drawn: ScoredBatch) -> dict[str, int]:
   return {
     "completions": len(drawn.rewards),
     "truncated": int(np.count_nonzero(drawn.completions.truncated)),

@@ -23,7 +23,7 @@ from grpo_jax.types import Completions, Problem
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
+class Prompting:
   """How problems are asked; a section of `config.ways`.
 
   Attributes:
@@ -101,7 +101,7 @@ def test_sets(
 
 
 def ask(
-  way: Way,
+  way: Prompting,
   problems: Sequence[Problem],
   tests: decontamination.Index | None,
   *,

@@ -12,12 +12,12 @@ from jaxtyping import Float
 from grpo_jax.data.preferences import Labelled, Pair
 from grpo_jax.reward_models import batches, calibration, learned
 
-Judged = tuple[Mapping[str, float | int], calibration.Reliability]
+Evaluation = tuple[Mapping[str, float | int], calibration.Reliability]
 
 
 def evaluate(
   model: learned.RewardModel, known: Sequence[Pair] | Sequence[Labelled]
-) -> Judged:
+) -> Evaluation:
   """Returns results by name, and how reliable the model's probabilities are.
 
   Raises:
@@ -38,7 +38,9 @@ def pair_scores(
   return scores[: len(pairs)], scores[len(pairs) :]
 
 
-def _judge_pairs(model: learned.RewardModel, pairs: Sequence[Pair]) -> Judged:
+def _judge_pairs(
+  model: learned.RewardModel, pairs: Sequence[Pair]
+) -> Evaluation:
   """Judges P(chosen above rejected) = sigmoid(difference of their scores).
 
   `accuracy`: the share of pairs whose chosen text scores higher, equal scores
@@ -68,7 +70,7 @@ def _judge_pairs(model: learned.RewardModel, pairs: Sequence[Pair]) -> Judged:
 
 def _judge_labels(
   model: learned.RewardModel, texts: Sequence[Labelled]
-) -> Judged:
+) -> Evaluation:
   """Judges the probabilities of all labels that are known.
 
   `accuracy`: the share that is on its label's side of one half; `positive`:

@@ -43,7 +43,7 @@ class PassRates:
       raise ValueError(f"curriculum.memory={self.memory} must be in [0, 1).")
 
 
-class Asked(NamedTuple):
+class RolloutPrompts(NamedTuple):
   """The prompts of one rollout.
 
   Attributes:
@@ -112,7 +112,7 @@ class Curriculum:
     self._passed = 0
     self._rates: dict[int, float] = {}
 
-  def next(self, step: int) -> Asked:
+  def next(self, step: int) -> RolloutPrompts:
     """The next prompts, when `step` steps are done."""
     indices, first = [], self._place
     while len(indices) < self._source.num_prompts:
@@ -122,7 +122,7 @@ class Curriculum:
       self._place += 1
     self._passed = self._place - first - len(indices)
     self._turn += 1
-    return Asked(self._turn - 1, indices, *self._source.batch(indices))
+    return RolloutPrompts(self._turn - 1, indices, *self._source.batch(indices))
 
   def _is_asked(self, index: int, step: int) -> bool:
     if step < self._from_step[self._source.problem(index).source]:

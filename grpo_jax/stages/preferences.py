@@ -99,7 +99,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
 
 def converter(
   run: setup.Run, annotator: annotate.Annotator
-) -> Callable[[annotate.Drawn], annotate.Found]:
+) -> Callable[[annotate.ScoredBatch], annotate.Found]:
   """Returns what makes records of a batch, by `config.kind`."""
   config = run.config
   return {
@@ -158,7 +158,7 @@ def draw(
   *,
   rewards: errors.Section,
   first_batch: int,
-) -> Iterator[annotate.Drawn]:
+) -> Iterator[annotate.ScoredBatch]:
   """Yields completions of the problems, batch by batch, and their rewards."""
   size = annotator.prompts_per_batch
   batches = generate.generate(
@@ -173,7 +173,9 @@ def draw(
   )
   for number, batch in enumerate(batches, start=first_batch):
     asked = encoded[number * size : (number + 1) * size]
-    yield annotate.Drawn(number, asked, batch, annotate.score(rewards, batch))
+    yield annotate.ScoredBatch(
+      number, asked, batch, annotate.score(rewards, batch)
+    )
 
 
 def keep(

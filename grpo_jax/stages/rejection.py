@@ -151,7 +151,7 @@ def write(
 
 def sample(
   run: setup.Run,
-  ways: Mapping[str, ask.Way],
+  ways: Mapping[str, ask.Prompting],
   questions: Mapping[str, ask.Asking],
   selected: selection.Selection,
 ) -> bool:
@@ -202,7 +202,7 @@ def sample(
 
 def draw(
   run: setup.Run,
-  way: ask.Way,
+  way: ask.Prompting,
   asked: ask.Asking,
   number: int,
   first_batch: int,
@@ -241,7 +241,7 @@ SCHEMA = schema.Fields(
     ),
     "ways": schema.Named(
       schema.Options(
-        ask.Way,
+        ask.Prompting,
         nodes={
           "sampling": schema.Options(decode.SamplingParams, partial=True),
           "rewrite": rewriting.SCHEMA,
@@ -258,7 +258,7 @@ SCHEMA = schema.Fields(
 
 def check(
   config: ConfigDict,
-) -> tuple[selection.Rules, dict[str, ask.Way]]:
+) -> tuple[selection.Rules, dict[str, ask.Prompting]]:
   """Returns rules and ways of a config that can be run.
 
   Raises:
@@ -274,7 +274,7 @@ def check(
   ways = {}
   for name, section in config.to_dict()["ways"].items():
     where = f"ways.{name}"
-    way = ways[name] = ask.Way(**section)
+    way = ways[name] = ask.Prompting(**section)
     rewriting.check(way.rewrite, f"{where}.rewrite")
     fields = {**config.sampling} | dict(way.sampling)
     decode.SamplingParams(**fields)
@@ -287,7 +287,7 @@ def check(
 
 def remember_sources(
   workdir: pathlib.Path,
-  ways: Mapping[str, ask.Way],
+  ways: Mapping[str, ask.Prompting],
   questions: Mapping[str, ask.Asking],
 ) -> dict[str, Any]:
   """Returns what is asked: path, step and tokenizer by the name of each way.

@@ -32,7 +32,9 @@ def drawn():
   batch = Completions(
     problems, texts, rng.integers(1, 9, rows), rng.random(rows) < 0.1, GROUP
   )
-  return annotate.Drawn(0, [np.zeros(1, np.int32)] * PROBLEMS, batch, rewards)
+  return annotate.ScoredBatch(
+    0, [np.zeros(1, np.int32)] * PROBLEMS, batch, rewards
+  )
 
 
 def usable(drawn, problem):
@@ -72,7 +74,9 @@ def test_the_pairs_of_a_problem_do_not_depend_on_its_batch(drawn):
   for problem in range(PROBLEMS):
     rows = slice(problem * GROUP, (problem + 1) * GROUP)
     batch = drawn.completions[np.array([problem])]
-    part = annotate.Drawn(7, drawn.prompts[:1], batch, drawn.rewards[rows])
+    part = annotate.ScoredBatch(
+      7, drawn.prompts[:1], batch, drawn.rewards[rows]
+    )
     apart += annotate.pairs_of(part, **options)[0]
   assert whole == apart
   other, _ = annotate.pairs_of(drawn, **options | dict(seed=4))
