@@ -1,12 +1,14 @@
 """Every name of every table runs two steps, chosen as a user types it."""
 
+import json
+
 import helpers
 import orbax.checkpoint as ocp
 import pytest
 
-from grpo_jax import configs, errors, schema, stages
+from grpo_jax import configs, schema, stages
 from grpo_jax.data.tokenizers import tokenizer
-from grpo_jax.losses import kl, weighting
+from grpo_jax.losses import distill, kl, preference, weighting
 from grpo_jax.runs import directory
 from grpo_jax.runs import log as run_log
 from grpo_jax.runs.signals import Outcome
@@ -50,6 +52,15 @@ def fields_of(by, name, section, options):
 
 CASES = {f"{by}={name}": fields_of(by, name, *x) for by, name, *x in CHOSEN}
 CASES |= OTHERS
+TABLES = {
+  ("distill", "divergence.kind"): distill.DIVERGENCES,
+  ("preference", "loss.kind"): preference.PREFERENCES,
+}
+OF_TEXTS = [
+  (stage, f"config.{by}={name}")
+  for (stage, by), table in TABLES.items()
+  for name in table
+]
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +106,72 @@ def test_it_runs_two_steps(case, source, tmp_path):
     assert reads_outcome or row["grad_norm"] > 0
 
 
+def make_text_config(stage, source, folder):
+  """Two steps of a stage that learns from texts, on texts of its own."""
+  c = getattr(configs, stage)()
+  c.source, c.data_dir = source, str(folder / "data")
+  c.mesh = dict(data=4, fsdp=2, tensor=1, expert=1)
+  c.prompts.template = "bare"
+  c.batch.update(num_rows=8, num_microbatches=1)
+  c.log_every = 1
+  if stage == "preference":
+    pair = dict(chosen="yes", rejected="no")
+    c.data.path, c.evaluate, c.max_length = (
+      str(folder / "texts.jsonl"),
+      None,
+      64,
+    )
+    c.optimizer.warmup_updates = 1
+    texts = [pair | dict(question=f"Is it {i}?") for i in range(40)]
+  else:
+    turns = [
+      dict(role="user", content="Is it?"),
+      dict(role="assistant", content="yes"),
+    ]
+    c.data.path, c.teacher = str(folder / "texts.jsonl"), source
+    c.total_steps, c.batch.row_length = 2, 64
+    texts = [dict(messages=turns)] * 64
+  lines = "".join(json.dumps(text) + "\n" for text in texts)
+  (folder / "texts.jsonl").write_text(lines)
+  return c
+
+
+@pytest.mark.parametrize(("stage", "field"), OF_TEXTS)
+def test_it_learns_from_texts(stage, field, source, tmp_path):
+  config = make_text_config(stage, source, tmp_path)
+  module = stages.load(stage)
+  config = configs.override(config, module.SCHEMA, [field])
+  assert module.run(config, tmp_path / "run") is Outcome.FINISHED
+  rows = run_log.read(tmp_path / "run" / "metrics.jsonl")
+  assert len(rows) >= 2 and all(row["loss"] is not None for row in rows)
+  # A student that is its own teacher has nothing to learn.
+  assert all(row["grad_norm"] > 0 for row in rows) or stage == "distill"
+
+
 @pytest.mark.parametrize(
   "fields, sentence",
   [
     (["config.advantages.kind=gae"], "reads the values"),
     (["config.adapt_kl.target=0.01", "config.loss.kl_coef=0"], "begin with"),
     (["config.objective=grpoo"], "did you mean 'grpo'"),
+    (
+      ["config.objective=dppo_tv", "config.correction.kind=truncate_tokens"],
+      "corrects for it again",
+    ),
+    (
+      ["config.objective=kl_cov", "config.batching.num_microbatches=2"],
+      "num_microbatches = 1",
+    ),
+    (
+      ["config.advantages.kind=pass_at_k", "config.advantages.k=2"],
+      "needs the reward accuracy",
+    ),
   ],
 )
 def test_what_does_not_fit_is_one_sentence(fields, sentence, source):
-  with pytest.raises(errors.ConfigError, match=sentence):
-    config = configs.override(make_config(source), RL, fields)
+  config = make_config(source)
+  if "accuracy" in sentence:
+    del config.rewards.accuracy
+  with pytest.raises(ValueError, match=sentence):
+    config = configs.override(config, RL, fields)
     stages.load("rl").check(config)

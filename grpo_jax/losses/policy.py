@@ -79,6 +79,8 @@ OBJECTIVES: dict[str, Callable[..., surrogates.Result]] = {
 _SEQUENCE_RATIOS = ("gspo", "gspo_token", "gmpo", "luspo")
 # Objectives that choose some of all tokens of an update.
 _OVER_ALL_TOKENS = ("clip_cov", "kl_cov")
+# Objectives whose ratio is to the sampler, which a correction would square.
+_TO_SAMPLER = ("dppo_tv", "dppo_kl", "vespo")
 
 
 def policy_loss(
@@ -178,6 +180,7 @@ def check(
   weighting: str,
   *,
   num_microbatches: int = 1,
+  correction: str = "none",
   top_p: float = 1.0,
   top_k: int | None = None,
   min_p: float = 0.0,
@@ -189,6 +192,7 @@ def check(
     objective: a key of `OBJECTIVES`.
     weighting: a key of `weighting.WEIGHTINGS`.
     num_microbatches: the pieces whose losses add up to that of an update.
+    correction: a key of `correction.CORRECTIONS`.
     top_p: as the sampler draws; 1 keeps the whole vocabulary.
     top_k: as the sampler draws; None or 0 keeps the whole vocabulary.
     min_p: as the sampler draws; 0 keeps the whole vocabulary.
@@ -197,8 +201,9 @@ def check(
 
   Raises:
     ValueError: a name is unknown; a sequence ratio has a weighting by tokens;
-      an objective that chooses among all tokens is given them in pieces; the
-      sampler truncates a support that the log-probs do not.
+      an objective that chooses among all tokens is given them in pieces; one
+      whose ratio is to the sampler is corrected for it again; the sampler
+      truncates a support that the log-probs do not.
   """
   if objective not in OBJECTIVES:
     raise ValueError(f"{objective=} must be one of {sorted(OBJECTIVES)}.")
@@ -215,6 +220,11 @@ def check(
     raise ValueError(
       f"{objective=} chooses among all tokens of an update and needs"
       f" num_microbatches = 1, not {num_microbatches}."
+    )
+  if objective in _TO_SAMPLER and correction != "none":
+    raise ValueError(
+      f"{objective=} has its ratio to the sampler and needs"
+      f' correction="none", not {correction=}, which corrects for it again.'
     )
   if (top_p < 1.0 or top_k or min_p > 0.0) and not renormalized:
     raise ValueError(

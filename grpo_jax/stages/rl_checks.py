@@ -11,10 +11,7 @@ from grpo_jax.models import lora
 from grpo_jax.rewards import combine
 from grpo_jax.rewards import section as section_lib
 from grpo_jax.rl import curriculum as curriculum_lib
-from grpo_jax.rl import (
-  dynamic_sampling,
-  schedule,
-)
+from grpo_jax.rl import dynamic_sampling, experience, schedule
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
 from grpo_jax.stages import describe as describe_lib
@@ -94,7 +91,12 @@ def check(config: ConfigDict) -> None:
     FileNotFoundError: `config.source` holds no checkpoint.
   """
   schema.check(SCHEMA, config)
-  policy.check(config.objective, config.weighting)
+  policy.check(
+    config.objective,
+    config.weighting,
+    num_microbatches=config.batching.num_microbatches,
+    correction=config.correction.kind,
+  )
   check_advantages(config)
   check_coefficients(config)
   if config.value is not None:
@@ -135,7 +137,7 @@ def check_coefficients(config: ConfigDict) -> None:
 
 
 def check_advantages(config: ConfigDict) -> None:
-  """Raises ConfigError unless values are estimated where they are read."""
+  """Raises ConfigError where advantages read what the run does not have."""
   kind = config.advantages.get("kind", default_advantages(config))
   if config.value is not None and kind != "gae":
     raise errors.ConfigError(
@@ -146,6 +148,13 @@ def check_advantages(config: ConfigDict) -> None:
     raise errors.ConfigError(
       'config.advantages.kind="gae" reads the values of a model: set'
       " config.value, such as --config.value=on."
+    )
+  reads = experience.data_of(advantages.ADVANTAGES[kind])
+  if "correct" in reads and experience.OUTCOME not in config.rewards:
+    raise errors.ConfigError(
+      f"config.advantages.kind={kind!r} reads which completions are right: it"
+      f" needs the reward {experience.OUTCOME}, such as"
+      f" --config.rewards.{experience.OUTCOME}=1."
     )
 
 
