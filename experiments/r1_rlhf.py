@@ -47,7 +47,7 @@ def preference(source):
   """The reward of a model of preferences, for general prompts."""
   return dict(
     weight=1.0,
-    function="grpo_jax.reward_models.terms:outcome",
+    kind="reward_model",
     source=source,
     only_for=("chat",),
   )

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import pathlib
+import pkgutil
 import re
 import typing
 
@@ -158,3 +159,23 @@ def test_every_loss_can_be_reached_from_a_run():
       if not (name.startswith("_") or id(row) in rows or name in used):
         unreachable.append(f"{module}.{name}")
   assert sorted(unreachable) == sorted(FOR_OTHERS)
+
+
+ROOMS = {path.split("/")[0] for path in SOURCES if "/" in path}
+NAMED = re.compile(rf"`((?:{'|'.join(sorted(ROOMS))})\.[\w.]*[A-Za-z_])`")
+# Sections of a config that are called as a room is.
+SECTIONS = ("sampling.", "data.", "rewards.")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_what_a_text_names_by_its_room_exists(name):
+  for path in NAMED.findall(SOURCES[name]):
+    if path.endswith((".json", ".jsonl", ".md", ".py")):
+      continue
+    try:
+      found = pkgutil.resolve_name(f"grpo_jax.{path}")
+    except (ImportError, AttributeError):
+      found = (
+        path if path.startswith(SECTIONS) and path.count(".") == 1 else None
+      )
+    assert found is not None, path

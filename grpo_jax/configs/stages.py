@@ -10,10 +10,13 @@ from ml_collections import config_dict
 
 def _common(stage: str) -> config_dict.ConfigDict:
   c = config_dict.ConfigDict()
-  c.stage = stage
+  c.stage = stage  # Which of `grpo_jax/stages/` runs.
+  # Of everything that is drawn: parameters, order, completions.
   c.seed = 0
   # Prepared datasets, shared by all runs of this machine.
   c.data_dir = "~/.cache/grpo_jax"
+  # Devices along each axis: copies of the model, shards of its parameters,
+  # of its matrices, of its experts; -1 for as many as are left.
   c.mesh = dict(data=-1, fsdp=1, tensor=1, expert=1)
   return c
 
@@ -32,7 +35,7 @@ def _optimizer(learning_rate: float) -> dict[str, Any]:
 def pretrain() -> config_dict.ConfigDict:
   """The pretrain stage: a base model from text."""
   c = _common("pretrain")
-  c.total_steps = 900
+  c.total_steps = 900  # Optimizer updates.
   # What `data.datasets.load` reads.
   c.data = dict(name="pair_sum_corpus", split="train", size=100_000)
   # A sentencepiece model trained on the text, or bytes.
@@ -52,6 +55,7 @@ def pretrain() -> config_dict.ConfigDict:
     d_ff=384,
     dtype="float32",
   )
+  # Rows of an update, tokens of a row, and in how many pieces it is computed.
   c.batch = dict(num_rows=32, row_length=128, num_microbatches=1)
   # What `train.text_loss.loss_fn` reads.
   c.loss = dict(z_coef=0.0, label_smoothing=0.0)
@@ -60,7 +64,8 @@ def pretrain() -> config_dict.ConfigDict:
   )
   # A sigmoid router's biases move by this towards an even load, per update.
   c.router_bias_rate = 0.0
-  c.log_every = 25
+  c.log_every = 25  # Updates.
+  # Updates between two, and how many of the newest are kept.
   c.checkpoint = dict(every=300, keep=1)
   return c
 
@@ -68,7 +73,7 @@ def pretrain() -> config_dict.ConfigDict:
 def rl() -> config_dict.ConfigDict:
   """The rl stage, with DeepSeek-R1-Zero's hyperparameters where it has them."""
   c = _common("rl")
-  c.total_steps = 10_400
+  c.total_steps = 10_400  # Rollouts, each with its updates.
   # The directory of the base model: of Hugging Face, or of a run, whose newest
   # checkpoint it is. Empty where `pretrain` says how to make one in this run's
   # own directory.
@@ -87,10 +92,10 @@ def rl() -> config_dict.ConfigDict:
   # asked; 0 for those that are not named.
   c.from_step = dict()
   # Problems that are solved always or never are asked less often: a section of
-  # what `data.curriculum.PassRates` reads, such as dict(share=0.25).
+  # what `rl.curriculum.PassRates` reads, such as dict(share=0.25).
   c.curriculum = None
   # Groups that all do alike are drawn anew: a section of what
-  # `dynamic_sampling.fill` reads, such as dict(max_rounds=4).
+  # `rl.dynamic_sampling.fill` reads, such as dict(max_rounds=4).
   c.dynamic_sampling = None
   c.sampling = dict(
     group_size=16,
@@ -102,6 +107,7 @@ def rl() -> config_dict.ConfigDict:
   # By steps done, fields of `sampling` from then on:
   # {8200: dict(max_new_tokens=65_536)}.
   c.schedule = dict()
+  # By name, its weight, or a section: weight, gates, and the reward's options.
   c.rewards = dict(accuracy=1.0, format=1.0)
   # `kind`: a name in `losses.advantages.ADVANTAGES`, then its options. With a
   # value model it is "gae".
@@ -125,16 +131,21 @@ def rl() -> config_dict.ConfigDict:
   c.adapt_entropy = None
   # The reference becomes the policy every so many steps; 0 for never.
   c.ref_every = 400
-  c.batching = dict(num_minibatches=1, num_microbatches=1, length_multiple=512)
+  c.batching = dict(
+    num_minibatches=1,  # Optimizer updates of a rollout.
+    num_microbatches=1,  # Pieces in which an update is computed.
+    length_multiple=512,  # Tokens: lengths that are compiled.
+  )
   c.optimizer = _optimizer(3e-6)
   # A sigmoid router's biases move by this towards an even load, per update.
   c.router_bias_rate = 0.0
+  # Held-out problems: before the first step and after the last, and between.
   c.evaluate = dict(
-    every=100,
+    every=100,  # Steps; 0 for both ends alone.
     data=dict(name="gsm8k", split="test"),
-    prompt_slots=512,
+    prompt_slots=512,  # The longest prompt, in tokens.
     num_problems=0,  # The first ones of the dataset; 0 for all.
-    prompts_per_batch=64,
+    prompts_per_batch=64,  # Asked at once.
     sampling=dict(
       group_size=4,
       max_new_tokens=32_768,
@@ -144,7 +155,8 @@ def rl() -> config_dict.ConfigDict:
     ),
     rewards=dict(accuracy=1.0, format=1.0),
   )
-  c.print_completions_every = 20
+  c.print_completions_every = 20  # Steps: the best and the worst of one.
+  # Steps between two, and how many of the newest are kept.
   c.checkpoint = dict(every=50, keep=2)
   return c
 
@@ -161,7 +173,7 @@ def sft() -> config_dict.ConfigDict:
   # What `data.datasets.load` reads: conversations.
   c.data = dict(name="records", split="train")
   c.prompts = dict(template="chat")
-  c.num_epochs = 2
+  c.num_epochs = 2  # Times that each conversation is read.
   # Ends earlier where this is not 0; the learning rate falls by then.
   c.max_steps = 0
   # Conversations longer than a row are left out.
@@ -175,7 +187,8 @@ def sft() -> config_dict.ConfigDict:
   # many between them; None for no evaluation.
   c.evaluate = rl().evaluate
   c.evaluate.every = 0
-  c.log_every = 1
+  c.log_every = 1  # Updates.
+  # Updates between two, and how many of the newest are kept.
   c.checkpoint = dict(every=100, keep=2)
   return c
 
@@ -194,7 +207,9 @@ def preference() -> config_dict.ConfigDict:
   c.data = dict(path="")
   c.prompts = dict(template="chat")
   c.max_length = 8192  # Tokens; pairs with a longer text are left out.
+  # Times that each pair is read.
   c.num_epochs = 1
+  # Pairs of an update, and in how many pieces it is computed.
   c.batch = dict(num_rows=64, num_microbatches=8)
   # A name in `losses.preference.PREFERENCES`, and the options of that loss.
   c.loss = dict(kind="dpo")
@@ -202,7 +217,8 @@ def preference() -> config_dict.ConfigDict:
   # As in `sft`; held-out pairs are evaluated at the same steps, and at both
   # ends without it.
   c.evaluate = sft().evaluate
-  c.log_every = 1
+  c.log_every = 1  # Updates.
+  # Updates between two, and how many of the newest are kept.
   c.checkpoint = dict(every=100, keep=2)
   return c
 
@@ -237,6 +253,7 @@ def distill() -> config_dict.ConfigDict:
   # The chance that a step's text is the policy's own, to `prompts`, and not of
   # `data`.
   c.on_policy_share = 0.0
+  # What is read of off-policy texts, and the shape of an update's rows.
   c.data = dict(name="records", split="train", path="")
   c.batch = dict(
     num_rows=64, row_length=32_768, num_microbatches=8, length_multiple=512
@@ -257,7 +274,8 @@ def distill() -> config_dict.ConfigDict:
   c.optimizer = _optimizer(1e-4) | dict(schedule="cosine", final_fraction=0.1)
   # A sigmoid router's biases move by this towards an even load, per update.
   c.router_bias_rate = 0.0
-  c.log_every = 10
+  c.log_every = 10  # Updates.
+  # Updates between two, and how many of the newest are kept.
   c.checkpoint = dict(every=100, keep=1)
   return c
 
@@ -265,8 +283,11 @@ def distill() -> config_dict.ConfigDict:
 def evaluate() -> config_dict.ConfigDict:
   """The evaluate stage: what a run's newest checkpoint, or a model, can do."""
   c = _common("evaluate")
+  # As in `rl`: a run, or a model of Hugging Face.
   c.source = ""
+  # How the source's model is computed, not what it is.
   c.model = dict(dtype="bfloat16")
+  # As in `rl`.
   c.prompts = dict(template="r1_zero")
   # How each of the datasets is asked, unless its section says otherwise.
   c.evaluate = rl().evaluate
@@ -274,7 +295,7 @@ def evaluate() -> config_dict.ConfigDict:
   c.evaluate.greedy = True  # Each problem once more, at temperature 0.
   # By a name of yours: `data`, and fields of `evaluate` that differ.
   c.datasets = dict(gsm8k=dict(data=dict(name="gsm8k", split="test")))
-  # What `stages.evaluate.PROBES` has; none by default.
+  # What `evaluation.probes.PROBES` has; none by default.
   c.probes = config_dict.ConfigDict()
   # Another model to win prompts against: `source`, `data`, `rewards`, and
   # fields of `evaluate` that differ.
@@ -299,7 +320,7 @@ def preferences() -> config_dict.ConfigDict:
     cache_chunk=1024,
   )
   c.rewards = dict(accuracy=1.0)
-  # Of `annotation.pairs_of` and `steps_of`.
+  # Of `curation.annotate.pairs_of` and `steps_of`.
   c.pairs = dict(margin=0.5, per_problem=1)
   c.steps = dict(separators=("\n\n",), continuations=8)
   return c
@@ -316,10 +337,11 @@ def reward_model() -> config_dict.ConfigDict:
   # A dataset, a file or a folder that `data.preferences` reads.
   c.data = dict(path="")
   c.prompts = dict(template="r1_zero")
-  # What of a completion is read; see `rewards.learned.Reading`.
+  # What of a completion is read; see `reward_models.learned.Reading`.
   c.reading = dict(reads="answer", separators=("\n\n",))
   c.max_length = 8192  # Tokens; texts that are longer are left out.
-  c.epochs = 1
+  c.epochs = 1  # Times that each text is read.
+  # Rows of an update, and in how many pieces it is computed.
   c.batch = dict(num_rows=256, num_microbatches=1)
   # Keyword arguments of the kind's loss in `stages.reward_model`.
   c.loss = dict()
@@ -327,7 +349,8 @@ def reward_model() -> config_dict.ConfigDict:
   c.evaluate = dict(every=0, rows_per_batch=32)
   # Of Bradley-Terry scores; see `stages.reward_model.normalization`.
   c.normalize = dict(reference="both", num_pairs=1024, unit_variance=False)
-  c.log_every = 10
+  c.log_every = 10  # Updates.
+  # Updates between two, and how many of the newest are kept.
   c.checkpoint = dict(every=50, keep=1)
   return c
 
@@ -352,7 +375,7 @@ def chain() -> config_dict.ConfigDict:
   # Names of steps; each step's run goes to a directory of its name.
   c.order = ()
   c.steps = config_dict.ConfigDict()
-  # What `report.results_table` reads: rows (title, step), and columns.
+  # What `runs.report.results_table` reads: rows (title, step), and columns.
   c.table = dict(rows=(), columns=())
   return c
 
@@ -367,11 +390,11 @@ def rejection() -> config_dict.ConfigDict:
   c.model = dict(dtype="bfloat16")
   c.data = dict(name="gsm8k", split="train")
   # Questions and completions that have so many words in a row in common with a
-  # question of a test set are left out. `tests`: what `datasets.load` reads, by
-  # names of one's own.
+  # question of a test set are left out. `tests`: by names of one's own, what
+  # `data.datasets.load` reads.
   c.decontaminate = dict(ngram=10, tests=dict())
-  # How problems are asked, and of which model: what `asking.Way` reads, by
-  # names of one's own.
+  # How problems are asked, and of which model: by names of one's own, what
+  # `curation.ask.Prompting` reads.
   c.ways = dict(sampled=dict(source=""))
   c.prompts_per_batch = 64
   c.sampling = dict(
@@ -384,7 +407,7 @@ def rejection() -> config_dict.ConfigDict:
   # Terms as in training, without their weights, and the least score of each.
   c.rewards = dict(accuracy=1.0)
   c.keep = dict(accuracy=1.0)
-  # What `data.filters` reads: True, False, or the filter's options.
+  # What `curation.filters` reads: True, False, or the filter's options.
   c.filters = dict(
     truncated=True,
     unreadable=True,

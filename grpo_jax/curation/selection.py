@@ -4,7 +4,7 @@ Host text in, rows out: each row is a completion with what it scored and, in
 `dropped`, the first reason against it, or None. Reasons come in this order:
 
   not_rewritten    the model that rewrites gave no text
-  a filter's name  `data.filters`, those that see one completion alone
+  a filter's name  `curation.filters`, those that see one completion alone
   contaminated     it shares wording with a test set
   a term's name    its score is below its threshold, or it is `NAME_unscored`
   a filter's name  duplicates of what is kept of the same question

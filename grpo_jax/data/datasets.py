@@ -141,7 +141,7 @@ def task_problems(
   test_size: int | None = None,
   seed: int = 0,
 ) -> recipes.Recipe:
-  """Problems of a built-in task, see `tasks.problems`.
+  """Problems of a built-in task, see `data.sources.tasks.problems`.
 
   Args:
     task: its name.

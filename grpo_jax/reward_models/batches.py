@@ -1,7 +1,7 @@
 """Judged completions as rows of tokens: what a reward model is trained on.
 
-Every text is tokenized by `rewards.learned.encode`, as it is where the finished
-model scores it. B rows of a batch, T positions.
+Every text is tokenized by `reward_models.learned.encode`, as it is where the
+finished model scores it. B rows of a batch, T positions.
 """
 
 from collections.abc import Sequence

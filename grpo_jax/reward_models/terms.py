@@ -106,7 +106,9 @@ def judge(
   seed: int = 0,
   dtype: str = "bfloat16",
 ) -> terms.Result:
-  """The verdicts of a generative model of ours, see `rewards.judge.judge`.
+  """The verdicts of a generative model of ours.
+
+  What they are is said in `rewards.judges.judge.judge`.
 
   Args:
     problems: B problems.
