@@ -32,6 +32,7 @@ from grpo_jax.runs import directory
 from grpo_jax.runs.signals import Outcome
 from grpo_jax.train import checkpoint
 from grpo_jax.train import state as state_lib
+from grpo_jax.types import Problem
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 DOCS = REPOSITORY / "docs"
@@ -202,6 +203,15 @@ def test_recipe_of_a_reward_by_hand(tmp_path, monkeypatch, capsys):
   run(use)
   sys.modules.pop("my_rewards")
   assert capsys.readouterr().out == "[0.5]\n"
+
+
+def test_a_rule_of_ones_own_reads_what_r1_zero_writes(tables):
+  rule = blocks("extending.md", "A dataset")[1]
+  scope = run(rule)
+  problem = Problem("7*7=?", "49", source="squares", prompt="")
+  for said, score in (("49", 1.0), ("it is 49", 1.0), ("149", 0.0)):
+    text = f"<think>7 * 7</think> <answer>{said}</answer>"
+    assert scope["last_word"](problem, text) == score
 
 
 # What a reader adds below the recipes: a run of one step, in seconds.
