@@ -4,10 +4,9 @@
 
 with NAME one of those in `RECIPES`: grpo by default. All start from the same
 base, the one of experiments/r1_zero.py, and draw as many completions. Learning
-rate and batch are those that R1-Zero was tuned with, and eight steps are as few
-as that allows: on two busy CPU cores and the base of seed 0, grpo went from
-38.5 % to 97.9 % in 100 s, dr_grpo to 97.6 % in 89 s. The others and other seeds
-are not measured yet, so no order among them is known.
+rate and batch are those that R1-Zero was tuned with; no recipe was tuned. In
+eight steps, a minute on one CPU core, held-out sums go from 37 % to between 91 %
+and 99 % (pass@1, mean of three seeds); docs/results.md has the table.
 
   experiments/recipes.py:NAME,smoke      two steps, to see that it runs
   experiments/recipes.py:NAME,base=DIR   on the checkpoint of another run
