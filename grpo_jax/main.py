@@ -78,11 +78,11 @@ def _run(fields: list[str]) -> None:
   if _FIELDS.value:
     print(configs.fields.text(stage.SCHEMA, config, stage.SCHEMA.opened(None)))
   elif _DRY_RUN.value:
-    stage.check(config)
-    describe = getattr(stage, "describe", lambda config: [])
+    from grpo_jax.stages import describe
+
+    lines = describe.describe(stage, config)
     print(configs.fields.resolved(schema.completed(stage.SCHEMA, config)))
-    print("\n".join(describe(config)))
-    print("All checks passed; nothing was run.")
+    print(*lines, "All checks passed; nothing was run.", sep="\n")
   else:
     workdir = pathlib.Path(_WORKDIR.value or default_workdir(_CONFIG.value))
     if _FORK.value:

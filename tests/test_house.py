@@ -85,6 +85,12 @@ def test_a_module_named_in_a_text_is_of_the_same_room(name):
 
 
 @pytest.mark.parametrize("name", stages.NAMES)
+def test_a_stage_has_all_that_main_calls(name):
+  stage = stages.load(name)
+  assert stage.SCHEMA and stage.check and stage.run and stage.describe
+
+
+@pytest.mark.parametrize("name", stages.NAMES)
 def test_a_stage_imports_no_stage_and_says_how_it_ended(name):
   for node in ast.walk(ast.parse(SOURCES[f"stages/{name}.py"])):
     if isinstance(node, ast.ImportFrom) and node.module == "grpo_jax.stages":

@@ -245,6 +245,32 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(tmp_path):
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+  ("experiment", "said"),
+  [
+    ("r1_zero.py:data=nowhere.jsonl", "nowhere.jsonl"),
+    ("export.py:nowhere", "No model in 'nowhere'"),
+    ("r1_rejection.py:runs=nowhere", "No model in 'nowhere/"),
+    ("r1_preferences.py:runs=nowhere", "No model in 'nowhere/"),
+  ],
+)
+def test_a_dry_run_misses_what_the_run_would_miss(experiment, said):
+  process = start(
+    [f"--config=experiments/{experiment}", "--dry_run"], JAX_PLATFORMS="cpu"
+  )
+  assert process.returncode == 1 and "All checks" not in process.stdout
+  assert said in process.stderr and "Traceback" not in process.stderr
+
+
+def test_a_dry_run_is_for_another_machine_too():
+  process = start(
+    ["--config=experiments/recipes.py", "--config.mesh.fsdp=64", "--dry_run"],
+    JAX_PLATFORMS="cpu",
+  )
+  assert process.returncode == 0, process.stderr[-2000:]
+  assert "devices: a multiple of 64 (data=-1, fsdp=64" in process.stdout
+
+
 def test_all_fields_are_listed_with_their_meaning():
   process = start(
     ["--config=experiments/r1_zero.py", "--fields", "--config.seed=3"],

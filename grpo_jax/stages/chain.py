@@ -132,3 +132,12 @@ def require_sources(config: ConfigDict) -> None:
 
 def _done(workdir: pathlib.Path) -> list[dict[str, Any]]:
   return run_log.read(workdir / _DONE)
+
+
+def describe(config: ConfigDict) -> list[str]:
+  """Returns a line on each step; FileNotFoundError for a missing model."""
+  require_sources(config)
+  return [
+    f"step {number}: {name}, the stage {config.steps[name].stage}"
+    for number, name in enumerate(config.order, start=1)
+  ]

@@ -1,20 +1,91 @@
-"""What a run would take: parameters, memory and the tokens of a step.
+"""What a run would take: data, devices, parameters, memory, tokens of a step.
 
 Numbers are of the whole, over all devices, by arithmetic from shapes: nothing
 is computed or allocated. Temporaries of a step (activations, logits) come on
-top; they depend on how the step is cut, and on the compiler.
+top; they depend on how the step is cut, and on the compiler. Data is read, and
+prepared where it was not yet, as the run itself would.
 """
 
 import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Sized
+from types import ModuleType
 
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from grpo_jax import sharding
+from grpo_jax.data import datasets
 from grpo_jax.models import lora, params
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.runs import source as source_lib
 
 _FLOAT32 = 4
+
+
+def describe(stage: ModuleType, config: ConfigDict) -> list[str]:
+  """Checks a config as its stage does; returns lines on what it would take.
+
+  Args:
+    stage: a module of `grpo_jax.stages`.
+    config: all of it.
+
+  Raises:
+    ValueError: the config, or the data that it names, cannot be used.
+    FileNotFoundError: a model or a file is missing.
+  """
+  stage.check(config)
+  lines = stage.describe(config)
+  if "mesh" in config:
+    lines.append(mesh(config))
+  return lines
+
+
+def mesh(config: ConfigDict) -> str:
+  """Returns the line on devices: how many are asked for, and are here."""
+  sizes = {axis: config.mesh.get(axis, 1) for axis in sharding.MESH_AXES}
+  here = jax.device_count()
+  asked = math.prod(size for size in sizes.values() if size != -1)
+  if -1 not in sizes.values() and asked != here or here % asked:
+    # A config for another machine is no mistake, and cannot be run on this.
+    shape = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
+    more = "a multiple of " if -1 in sizes.values() else ""
+    return f"devices: {more}{asked:,} ({shape}); this machine has {here:,}"
+  sharding.make_mesh(config.mesh.to_dict())
+  return f"devices: {here:,}"
+
+
+def data(config: ConfigDict, *paths: str) -> list[str]:
+  """Returns a line on each dataset that the run would read.
+
+  Args:
+    config: of the stage.
+    paths: dotted, of sections that `datasets.load` reads.
+  """
+  lines = []
+  for path in paths:
+    section = config
+    for name in path.split("."):
+      section = section[name]
+    folder = pathlib.Path(config.data_dir).expanduser()
+    found = datasets.load(**section.to_dict(), data_dir=folder)
+    lines.append(f"{path}: {len(found):,} of {section.name}, {section.split}")
+  return lines
+
+
+def judged(config: ConfigDict, read: Callable[..., Sized]) -> str:
+  """Returns the line on the judged completions of `config.data.path`.
+
+  Args:
+    config: of the stage.
+    read: `(path, split)` to them.
+  """
+  train, test = (
+    len(read(config.data.path, split)) for split in ("train", "test")
+  )
+  return f"data: {train:,} to learn from, {test:,} held out"
 
 
 def read_model(config: ConfigDict) -> ModelConfig:
@@ -58,6 +129,15 @@ def training(
     _line("gradients", trained * _FLOAT32),
   ]
   return trained, lines
+
+
+def frozen(cfg: ModelConfig, what: str) -> list[str]:
+  """Returns lines on a model that is asked and not trained."""
+  total = params.count(params.param_specs(cfg))
+  return [
+    f"parameters of {what}: {_number(total)}",
+    _line("memory over all devices", total * _itemsize(cfg)),
+  ]
 
 
 def reference(cfg: ModelConfig) -> str:

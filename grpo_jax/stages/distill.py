@@ -31,6 +31,7 @@ from grpo_jax.runs import progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import Outcome
 from grpo_jax.sampling import decode, generate
+from grpo_jax.stages import describe as describe_lib
 from grpo_jax.stages import sections, setup
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train.update import make_update
@@ -317,3 +318,17 @@ def check(config: ConfigDict) -> None:
       " the teacher has; train on the teacher's completions instead"
       ' (config.stage="sft").'
     )
+
+
+def describe(config: ConfigDict) -> list[str]:
+  """Returns lines on what the run would take."""
+  cfg = describe_lib.read_model(config)
+  teacher = source_lib.read_model(config.teacher, **config.model)
+  _, lines = describe_lib.training(cfg)
+  reads = ["data"] if config.on_policy_share < 1 else []
+  reads += ["prompts.data"] if config.on_policy_share else []
+  lines[:0] = describe_lib.data(config, *reads)
+  lines += describe_lib.frozen(teacher, "the teacher")
+  tokens = config.batch.num_rows * config.batch.row_length
+  lines.append(f"tokens of a step: at most {tokens:,}, padding included")
+  return lines

@@ -24,6 +24,7 @@ from grpo_jax.runs import log as run_log
 from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import Outcome
 from grpo_jax.sampling import decode
+from grpo_jax.stages import describe as describe_lib
 from grpo_jax.stages import sections, setup
 from grpo_jax.types import Completions
 
@@ -267,3 +268,20 @@ def check(config: ConfigDict) -> None:
   source_lib.require_source(config.source)
   if config.against:
     source_lib.require_source(config.against.source, "against.source")
+
+
+def describe(config: ConfigDict) -> list[str]:
+  """Returns lines on what would be drawn."""
+  reads = (f"datasets.{name}.data" for name in config.datasets)
+  cfg = source_lib.read_model(config.source, **config.model)
+  lines = [
+    *describe_lib.data(config, *reads),
+    *describe_lib.frozen(cfg, "the policy"),
+  ]
+  for name, section in config.datasets.items():
+    sampling = merged(config.evaluate, section)["sampling"]
+    lines.append(
+      f"completions of {name}: {sampling['group_size']:,} of each problem, of"
+      f" up to {sampling['max_new_tokens']:,} tokens"
+    )
+  return lines

@@ -11,6 +11,7 @@ from grpo_jax.models import hf, lora
 from grpo_jax.runs import progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import Outcome
+from grpo_jax.stages import describe as describe_lib
 from grpo_jax.stages import setup
 
 
@@ -47,10 +48,24 @@ SCHEMA = schema.Fields(configs.export, {"save": schema.Options(hf.save)})
 
 
 def check(config: ConfigDict) -> None:
-  """Raises ValueError, in one sentence, if the config cannot be run."""
+  """Raises an error of one sentence if the config cannot be run.
+
+  Raises:
+    ValueError: a field is unknown or does not fit.
+    FileNotFoundError: `config.source` holds no model.
+  """
   schema.check(SCHEMA, config)
+  source_lib.require_source(config.source)
   if config.save.dtype not in (None, *config_lib.DTYPES):
     raise ValueError(
       f"config.save.dtype={config.save.dtype!r} must be one of"
       f" {config_lib.DTYPES}."
     )
+
+
+def describe(config: ConfigDict) -> list[str]:
+  """Returns lines on what would be written."""
+  cfg = source_lib.read_model(
+    config.source, dtype=config.save.dtype or "float32"
+  )
+  return describe_lib.frozen(cfg, "the policy")

@@ -290,6 +290,11 @@ def describe(config: ConfigDict) -> list[str]:
   """Returns lines on what the run would take."""
   cfg = describe_lib.read_model(config)
   _, lines = describe_lib.training(cfg, lora.LoraConfig(**config.lora))
+  held_out = ["evaluate.data"] if config.evaluate else []
+  lines[:0] = [
+    describe_lib.judged(config, preferences.pairs),
+    *describe_lib.data(config, *held_out),
+  ]
   tokens = 2 * config.batch.num_rows * config.max_length
   lines.append(f"tokens of a step: at most {tokens:,}, padding included")
   return lines

@@ -42,6 +42,7 @@ from grpo_jax.runs import progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import Outcome, StopRequest
 from grpo_jax.sampling import decode, generate
+from grpo_jax.stages import describe as describe_lib
 from grpo_jax.stages import sections, setup
 from grpo_jax.types import Problem
 
@@ -59,7 +60,6 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
   """
   check(config)
   with setup.open_run(config, workdir) as run:
-    source_lib.require_source(config.source)
     problems = datasets.load(**config.data, data_dir=run.data_dir)
     count = min(config.num_problems or len(problems), len(problems))
     problems, encoded = prompts.ask(
@@ -221,8 +221,14 @@ SCHEMA = schema.Fields(
 
 
 def check(config: ConfigDict) -> None:
-  """Raises ValueError, in one sentence, if the config cannot be run."""
+  """Raises an error of one sentence if the config cannot be run.
+
+  Raises:
+    ValueError: a field is unknown or does not fit the others.
+    FileNotFoundError: `config.source` holds no model.
+  """
   schema.check(SCHEMA, config)
+  source_lib.require_source(config.source)
   combine.check(config.rewards)
   if config.kind == "pairs" and config.sampling.group_size < 2:
     raise errors.ConfigError(
@@ -234,3 +240,14 @@ def check(config: ConfigDict) -> None:
       "config.steps.continuations and config.pairs.per_problem must be at least"
       " 1."
     )
+
+
+def describe(config: ConfigDict) -> list[str]:
+  """Returns lines on what would be drawn."""
+  cfg = source_lib.read_model(config.source, **config.model)
+  drawn, length = config.sampling.group_size, config.sampling.max_new_tokens
+  return [
+    *describe_lib.data(config, "data"),
+    *describe_lib.frozen(cfg, "the policy"),
+    f"completions: {drawn:,} of each problem, of up to {length:,} tokens",
+  ]

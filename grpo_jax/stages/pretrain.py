@@ -137,6 +137,7 @@ def check(config: ConfigDict) -> None:
 def describe(config: ConfigDict) -> list[str]:
   """Returns lines on what the run would take."""
   _, lines = describe_lib.training(describe_lib.pretrained(config))
+  lines[:0] = describe_lib.data(config, "data")
   tokens = config.batch.num_rows * config.batch.row_length
   lines.append(f"tokens of a step: {tokens:,}; steps: {config.total_steps:,}")
   return lines

@@ -37,6 +37,7 @@ from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import Outcome, StopRequest
 from grpo_jax.sampling import decode, generate
 from grpo_jax.stages import claim, sections, setup
+from grpo_jax.stages import describe as describe_lib
 from grpo_jax.types import Completions
 
 DATASET, COMPLETIONS, _SOURCES = "dataset", "completions.jsonl", "sources.json"
@@ -60,8 +61,6 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
     count = records.provenance(workdir / DATASET)["num_records"]
     progress.say(f"{workdir / DATASET} already holds all {count} records.")
     return Outcome.FINISHED
-  for name, way in ways.items():
-    source_lib.require_source(way.source, f"ways.{name}.source")
   with setup.open_run(config, workdir) as run:
     problems = datasets.load(**config.data.to_dict(), data_dir=run.data_dir)
     tests = ask.test_sets(run.data_dir, **config.decontaminate.to_dict())
@@ -263,6 +262,7 @@ def check(
 
   Raises:
     ConfigError: a field is unknown or does not fit.
+    FileNotFoundError: a source holds no model.
   """
   schema.check(SCHEMA, config)
   if not config.ways:
@@ -275,6 +275,7 @@ def check(
   for name, section in config.to_dict()["ways"].items():
     where = f"ways.{name}"
     way = ways[name] = ask.Prompting(**section)
+    source_lib.require_source(way.source, f"{where}.source")
     rewriting.check(way.rewrite, f"{where}.rewrite")
     fields = {**config.sampling} | dict(way.sampling)
     decode.SamplingParams(**fields)
@@ -355,3 +356,18 @@ def reasons(dropped: Mapping[str, int]) -> str:
   """Returns counts by reason as a phrase, the most frequent first."""
   ordered = sorted(dropped.items(), key=lambda item: (-item[1], item[0]))
   return ", ".join(f"{n:,} {reason}" for reason, n in ordered) or "none"
+
+
+def describe(config: ConfigDict) -> list[str]:
+  """Returns lines on what would be drawn."""
+  _, ways = check(config)
+  lines = describe_lib.data(config, "data")
+  for name, way in ways.items():
+    cfg = source_lib.read_model(way.source, **config.model)
+    lines += describe_lib.frozen(cfg, f"ways.{name}")
+    sampling = {**config.sampling} | dict(way.sampling)
+    lines.append(
+      f"completions: {sampling['group_size']:,} of each problem, of up to"
+      f" {sampling['max_new_tokens']:,} tokens"
+    )
+  return lines

@@ -36,6 +36,7 @@ from grpo_jax.reward_models import evaluate as held_out
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import Outcome
+from grpo_jax.stages import describe as describe_lib
 from grpo_jax.stages import sections, setup
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train.update import make_update
@@ -84,7 +85,6 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
     }
     if not run.make_base():
       return Outcome.STOPPED
-    source_lib.require_source(run.source)
     encoded = kind.encode(reading, run.tok, known["train"], config.max_length)
     steps = rows_lib.Batches(
       encoded,
@@ -266,8 +266,17 @@ def report(
 
 
 def check(config: ConfigDict) -> None:
-  """Raises ValueError, in one sentence, if the config cannot be run."""
+  """Raises an error of one sentence if the config cannot be run.
+
+  Raises:
+    ValueError: a field is unknown or does not fit the others.
+    FileNotFoundError: `config.source` holds no model.
+  """
   schema.check(SCHEMA, config)
+  if config.pretrain:
+    stages.load("pretrain").check(config.pretrain)
+  else:
+    source_lib.require_source(config.source)
   rows, pieces = config.batch.num_rows, config.batch.num_microbatches
   if rows % pieces:
     raise errors.ConfigError(
@@ -327,3 +336,17 @@ SCHEMA = schema.Fields(
   },
   choices={"normalize.reference": ("both", "chosen")},
 )
+
+
+def describe(config: ConfigDict) -> list[str]:
+  """Returns lines on what the run would take."""
+  _, lines = describe_lib.training(describe_lib.read_model(config))
+  first = ["pretrain.data"] if config.pretrain else []
+  lines[:0] = [
+    *describe_lib.data(config, *first),
+    describe_lib.judged(config, KINDS[config.kind].read),
+  ]
+  rows = config.batch.num_rows * (2 if config.kind == "bradley_terry" else 1)
+  tokens = rows * config.max_length
+  lines.append(f"tokens of a step: at most {tokens:,}, padding included")
+  return lines

@@ -232,6 +232,8 @@ def describe(config: ConfigDict) -> list[str]:
   cfg = describe_lib.read_model(config)
   settings = lora.LoraConfig(**config.lora)
   _, lines = describe_lib.training(cfg, settings)
+  first = ["pretrain.data"] if config.pretrain else []
+  lines[:0] = describe_lib.data(config, *first, "data", "evaluate.data")
   if not settings.rank and (
     config.loss.get("kl_coef") or config.advantages.get("kl_coef")
   ):

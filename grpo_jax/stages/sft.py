@@ -175,6 +175,8 @@ def describe(config: ConfigDict) -> list[str]:
   """Returns lines on what the run would take."""
   cfg = describe_lib.read_model(config)
   _, lines = describe_lib.training(cfg, lora.LoraConfig(**config.lora))
+  held_out = ["evaluate.data"] if config.evaluate else []
+  lines[:0] = describe_lib.data(config, "data", *held_out)
   tokens = config.batch.num_rows * config.batch.row_length
   lines.append(f"tokens of a step: {tokens:,}, padding included")
   return lines

@@ -100,7 +100,7 @@ def test_a_model_is_loaded_with_its_tokenizer(source):
 def test_export_refuses_what_it_cannot_do(source, tmp_path):
   c = configs.export()
   c.source = str(tmp_path / "none")
-  with pytest.raises(FileNotFoundError, match="No tokenizer in .*none"):
+  with pytest.raises(FileNotFoundError, match="No model in .*none"):
     export.run(c, tmp_path / "out")
   c.source, c.save.dtype = str(source), "int8"
   with pytest.raises(ValueError, match="config.save.dtype='int8' must be"):
