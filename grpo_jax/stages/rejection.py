@@ -55,12 +55,13 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
     ValueError: a field of the config does not fit; or nothing is kept.
     FileNotFoundError: a source holds no model.
   """
-  rules, ways = check(config)
+  rules, ways = read(config)
   if records.is_dataset(workdir / DATASET):
     claim.claim(config, workdir)
     count = records.provenance(workdir / DATASET)["num_records"]
     progress.say(f"{workdir / DATASET} already holds all {count} records.")
     return Outcome.FINISHED
+  check(config)
   with setup.open_run(config, workdir) as run:
     problems = datasets.load(**config.data.to_dict(), data_dir=run.data_dir)
     tests = ask.test_sets(run.data_dir, **config.decontaminate.to_dict())
@@ -255,14 +256,25 @@ SCHEMA = schema.Fields(
 )
 
 
-def check(
-  config: ConfigDict,
-) -> tuple[selection.Rules, dict[str, ask.Prompting]]:
-  """Returns rules and ways of a config that can be run.
+def check(config: ConfigDict) -> None:
+  """Raises an error of one sentence if the config cannot be run.
 
   Raises:
     ConfigError: a field is unknown or does not fit.
     FileNotFoundError: a source holds no model.
+  """
+  _, ways = read(config)
+  for name, way in ways.items():
+    source_lib.require_source(way.source, f"ways.{name}.source")
+
+
+def read(
+  config: ConfigDict,
+) -> tuple[selection.Rules, dict[str, ask.Prompting]]:
+  """Returns rules and ways of a config.
+
+  Raises:
+    ConfigError: a field is unknown or does not fit.
   """
   schema.check(SCHEMA, config)
   if not config.ways:
@@ -275,7 +287,6 @@ def check(
   for name, section in config.to_dict()["ways"].items():
     where = f"ways.{name}"
     way = ways[name] = ask.Prompting(**section)
-    source_lib.require_source(way.source, f"{where}.source")
     rewriting.check(way.rewrite, f"{where}.rewrite")
     fields = {**config.sampling} | dict(way.sampling)
     decode.SamplingParams(**fields)
@@ -360,7 +371,7 @@ def reasons(dropped: Mapping[str, int]) -> str:
 
 def describe(config: ConfigDict) -> list[str]:
   """Returns lines on what would be drawn."""
-  _, ways = check(config)
+  _, ways = read(config)
   lines = describe_lib.data(config, "data")
   for name, way in ways.items():
     cfg = source_lib.read_model(way.source, **config.model)

@@ -338,7 +338,7 @@ def test_a_source_that_went_on_is_not_mixed_with_what_was_sampled(
   folder, tmp_path
 ):
   c = load_config(folder)
-  _, ways = rejection.check(c)
+  _, ways = rejection.read(c)
   questions = {
     n: ask.ask(way, [], None, sampling={}, prompts_per_batch=1)
     for n, way in ways.items()
@@ -353,7 +353,7 @@ def test_a_source_that_went_on_is_not_mixed_with_what_was_sampled(
 
 @pytest.mark.parametrize("builder", [configs.rejection, configs.collect])
 def test_each_builder_s_config_can_be_read(builder):
-  rules, ways = rejection.check(builder())
+  rules, ways = rejection.read(builder())
   assert rules.keep == {"accuracy": 1.0}
   assert all(way.message in prompts.TEMPLATES for way in ways.values())
 
@@ -365,7 +365,7 @@ def test_each_experiment_can_be_read(name, arg):
   spec = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  rules, ways = rejection.check(module.get_config(arg))
+  rules, ways = rejection.read(module.get_config(arg))
   assert rules.keep["accuracy"] == 1.0
   assert set(ways) == (
     {"few_shot", "detailed", "zero"} if name == "r1_collect" else {"sampled"}
