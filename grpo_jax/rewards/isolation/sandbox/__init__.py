@@ -179,7 +179,9 @@ class Sandbox:
     try:
       self._process.wait(max(self._deadline - time.monotonic(), 0.0))
     except subprocess.TimeoutExpired:
-      return self.kill()._replace(timed_out=True)
+      ended = self.kill()
+      # It may have ended long ago, and what it left took long to remove.
+      return ended if ended.exit is not None else ended._replace(timed_out=True)
     status = self._close()
     if status is None:
       raise IsolationError("the launcher of a program ended without a word")

@@ -6,7 +6,7 @@ The standard library alone: the launcher imports this file as its neighbor.
 import os
 import stat
 
-_MAX_NAMES = 1024
+_MAX_NAMES = 256  # Some disks take milliseconds to remove a folder.
 _MAX_DEPTH = 64
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -45,44 +45,48 @@ def size(path: str) -> float:
 def remove(path: str) -> None:
   """Removes a folder and all in it, however deep; raises nothing.
 
-  A folder in the folder is emptied by moving its folders up, so that no path
-  is long and no two folders are open beside the first.
+  One folder is open at a time, and no path is longer than a name.
   """
   try:
-    top = os.open(path, _FOLDER)
+    fd = os.open(path, _FOLDER)
   except OSError:
     return
+  entered: list[str] = []
   try:
-    while _empty(top, top):
-      for name in os.listdir(top):
-        try:
-          os.chmod(name, 0o700, dir_fd=top)  # Its owner may have closed it.
-          fd = os.open(name, _FOLDER, dir_fd=top)
-        except OSError:
-          continue
-        try:
-          _empty(fd, top)
-        finally:
-          os.close(fd)
-        os.rmdir(name, dir_fd=top)
-    os.rmdir(path)
+    folders = [_empty(fd)]
+    while True:
+      if folders[-1]:
+        entered.append(folders[-1].pop())
+        os.chmod(entered[-1], 0o700, dir_fd=fd)  # Its owner may have shut it.
+        fd = _exchange(fd, entered[-1])
+        folders.append(_empty(fd))
+      elif entered:
+        folders.pop()
+        fd = _exchange(fd, "..")
+        os.rmdir(entered.pop(), dir_fd=fd)
+      else:
+        os.rmdir(path)
+        return
   except OSError:
     pass  # Somebody else removes it too.
   finally:
-    os.close(top)
+    os.close(fd)
 
 
-def _empty(fd, top) -> bool:
-  """Removes files, and moves folders up; whether any folder was there."""
-  folders = False
+def _empty(fd) -> list[str]:
+  """Removes the files of a folder; the names of its folders."""
+  folders = []
   for name in os.listdir(fd):
     about = os.stat(name, dir_fd=fd, follow_symlinks=False)
-    if not stat.S_ISDIR(about.st_mode):
+    if stat.S_ISDIR(about.st_mode):
+      folders.append(name)
+    else:
       os.unlink(name, dir_fd=fd)
-      continue
-    folders = True
-    if fd != top:
-      os.chmod(name, 0o700, dir_fd=fd)
-      # A name that the program cannot have thought of.
-      os.rename(name, os.urandom(16).hex(), src_dir_fd=fd, dst_dir_fd=top)
   return folders
+
+
+def _exchange(fd, name) -> int:
+  """Opens a folder beside this one and closes this."""
+  other = os.open(name, _FOLDER, dir_fd=fd)
+  os.close(fd)
+  return other
