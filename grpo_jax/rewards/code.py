@@ -7,10 +7,11 @@ them as JSON; see `parse_tests`.
 A program cannot pass by what it does beside computing: the asserts run in a
 process of their own, in another sandbox, and ask the program's process for
 values through a pipe (see `sandbox.wire`); expected outputs never leave our
-process. Exiting early, an `__eq__` that is always true, replaced built-ins,
-written results and searched memory change nothing. What remains to a program
-that does not solve the problem: to know the tests by heart, from a prompt that
-shows them or from training data; and to pass tests that are weak.
+process. An `__eq__` that is always true, replaced built-ins, written results
+and searched memory change nothing. Nor can it pass by ending the tests: it
+passes where every case ran to its end and held (see `run`). What remains to a
+program that does not solve the problem: to know the tests by heart, from a
+prompt that shows them or from training data; and to pass tests that are weak.
 """
 
 import concurrent.futures
