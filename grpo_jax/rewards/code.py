@@ -7,10 +7,11 @@ them as JSON; see `parse_tests`.
 A program cannot pass by what it does beside computing: the asserts run in a
 process of their own, in another sandbox, and ask the program's process for
 values through a pipe (see `sandbox.wire`); expected outputs never leave our
-process. Exiting early, an `__eq__` that is always true, replaced built-ins,
-written results and searched memory change nothing. What remains to a program
-that does not solve the problem: to know the tests by heart, from a prompt that
-shows them or from training data; and to pass tests that are weak.
+process. An `__eq__` that is always true, replaced built-ins, written results
+and searched memory change nothing. Nor can it pass by ending the tests: it
+passes where every case ran to its end and held (see `run`). What remains to a
+program that does not solve the problem: to know the tests by heart, from a
+prompt that shows them or from training data; and to pass tests that are weak.
 """
 
 import concurrent.futures
@@ -20,6 +21,7 @@ import json
 import os
 import pathlib
 import threading
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -86,6 +88,7 @@ def unit_tests(
   isolation: str = "namespaces",
   cpu_seconds: int = 5,
   wall_seconds: float | int = 10.0,
+  total_seconds: float | int = 60.0,
   memory_mb: int = 512,
   workers: int = 0,
 ) -> terms.Result:
@@ -100,9 +103,12 @@ def unit_tests(
     partial: False for 1 where all tests pass and otherwise 0, as in
       DeepSeek-R1, https://arxiv.org/abs/2501.12948 section 2.2.
     isolation: "namespaces", or "limits" where that is enough; see `sandbox`.
-    cpu_seconds: processor time of a program.
-    wall_seconds: time of a program from start to end.
-    memory_mb: memory of each of a program's processes, MiB.
+    cpu_seconds: processor time of a program, for each case of input and output.
+    wall_seconds: time of a program from start to end, likewise.
+    total_seconds: time of a completion for all cases of input and output. After
+      a case that timed out the others have `wall_seconds` together. Cases for
+      which no time is left have failed.
+    memory_mb: memory that a program and all that it starts hold, MiB.
     workers: programs that run at a time; 0 for two on each core, as much of
       the time goes to making and removing namespaces.
 
@@ -116,6 +122,7 @@ def unit_tests(
     isolation=isolation,
     cpu_seconds=cpu_seconds,
     wall_seconds=wall_seconds,
+    total_seconds=total_seconds,
     memory_mb=memory_mb,
     workers=workers,
   )
@@ -140,6 +147,7 @@ def results(
   isolation: str = "namespaces",
   cpu_seconds: int = 5,
   wall_seconds: float | int = 10.0,
+  total_seconds: float | int = 60.0,
   memory_mb: int = 512,
   workers: int = 0,
 ) -> list[Result | None]:
@@ -150,8 +158,10 @@ def results(
   limits = sandbox.Limits(
     cpu_seconds=cpu_seconds, wall_seconds=wall_seconds, memory_mb=memory_mb
   )
-  if not all(limit > 0 for limit in limits) or workers < 0:
-    raise ValueError(f"Limits must be above 0, not {limits}; {workers=}.")
+  if not all(limit > 0 for limit in (*limits, total_seconds)) or workers < 0:
+    raise ValueError(
+      f"Limits must be above 0, not {limits}; {total_seconds=}, {workers=}."
+    )
   sandbox.check(isolation)
 
   def grade(problem, tests, completion):
@@ -159,7 +169,13 @@ def results(
       return None
     program = extract(problem, completion)
     try:
-      return run(program, tests, limits=limits, isolation=isolation)
+      return run(
+        program,
+        tests,
+        limits=limits,
+        isolation=isolation,
+        total_seconds=total_seconds,
+      )
     except OSError:
       # It was given a moment ago: the machine is short of something.
       return Result("crashed", 0, 1)
@@ -224,7 +240,7 @@ def parse_tests(reference: str) -> Asserts | Cases | None:
       cases = [(str(given), str(wanted)) for given, wanted in fields["cases"]]
       return Cases(cases) if cases else None
     tests = Asserts(**fields)
-    return tests if _count(tests.asserts) else None
+    return tests if _count(tests.asserts, tests.preamble) else None
   except (TypeError, ValueError, SyntaxError, AttributeError):
     return None
 
@@ -235,45 +251,82 @@ def run(
   *,
   limits: sandbox.Limits,
   isolation: str = "namespaces",
+  total_seconds: float | int = 60.0,
 ) -> Result:
   """Runs one program against its tests.
 
-  A case passes where the program ends with status 0 and has written what is
-  expected, blanks at the ends of lines and of the output aside.
+  A case of input and output passes where the program ends with status 0 and has
+  written what is expected, blanks at the ends of lines and of the output aside.
+
+  Of asserts, a case is a statement that tests something: each assert by itself;
+  a loop, a `try` or a call of a function that has asserts, as a whole (see
+  `sandbox.asserts`). It passes where it was run to its end, at least one assert
+  of it was run, and none failed, nor did an `assert False` or `raise
+  AssertionError`, also where the tests catch that. The program passes where
+  all cases pass and the tests ran to their end. What fails outside of all cases
+  counts as one more. A program that exits, dies or times out ends the tests, so
+  that what is left has failed; StopIteration is passed on as another exception,
+  and `zip` and `map` of the tests fail where the program's values are fewer, so
+  that no loop of them ends early.
+
+  Args:
+    program: its source; None where there is none.
+    tests: see `parse_tests`.
+    limits: of each process that runs the program.
+    isolation: see `sandbox`.
+    total_seconds: see `unit_tests`.
+
+  Returns:
+    The outcome; how many cases passed; of how many.
   """
-  grade = _run_cases if isinstance(tests, Cases) else _run_asserts
-  total = (
-    len(tests.cases) if isinstance(tests, Cases) else _count(tests.asserts)
-  )
   if not program or "\0" in program or len(program) > _MAX_PROGRAM:
-    return Result("no_program", 0, total)
-  passed, timed_out = grade(program, tests, limits, isolation)
+    cases = isinstance(tests, Cases)
+    return Result(
+      "no_program",
+      0,
+      len(tests.cases) if cases else _count(tests.asserts, tests.preamble),
+    )
+  if isinstance(tests, Cases):
+    passed, total, timed_out = _run_cases(
+      program, tests, limits, isolation, total_seconds
+    )
+  else:
+    wall_seconds = min(limits.wall_seconds, total_seconds)
+    limits = limits._replace(wall_seconds=wall_seconds)
+    passed, total, timed_out = _run_asserts(program, tests, limits, isolation)
   if passed == total:
     return Result("passed", passed, total)
   return Result("timed_out" if timed_out else "failed", passed, total)
 
 
 @functools.lru_cache(maxsize=4096)
-def _count(source: str) -> int:
+def _count(source: str, preamble: str) -> int:
   # Threads that parse at the same time meet a SystemError in Python 3.11.
   with _PARSING:
-    return asserts.count(source)
+    return asserts.number(source, preamble).count
 
 
-def _run_cases(program, tests, limits, isolation):
+def _run_cases(program, tests, limits, isolation, total_seconds):
   passed, timed_out = 0, False
+  deadline = time.monotonic() + total_seconds
   for given, expected in tests.cases:
+    left = deadline - time.monotonic()
+    if left <= 0:
+      timed_out = True
+      break
     ended = sandbox.Sandbox(
       {"program.py": program},
       ["program.py"],
       stdin=given.encode(errors="surrogatepass"),
-      limits=limits,
+      limits=limits._replace(wall_seconds=min(limits.wall_seconds, left)),
       isolation=isolation,
     ).wait()
     output = ended.output.decode(errors="replace")
     passed += ended.exit == 0 and _lines(output) == _lines(expected)
-    timed_out |= ended.timed_out
-  return passed, timed_out
+    if ended.timed_out and not timed_out:
+      timed_out = True
+      deadline = min(deadline, time.monotonic() + limits.wall_seconds)
+  return passed, len(tests.cases), timed_out
 
 
 def _lines(text: str) -> list[str]:
@@ -306,12 +359,16 @@ def _run_asserts(program, tests, limits, isolation):
       examined.kill()
       raise
   ended = examiner.wait()
-  timed_out = examined.kill().timed_out
-  lines = set(ended.output.decode().splitlines())
-  held = {line[1:] for line in lines if line.startswith("+")}
-  return len(
-    held - {line[1:] for line in lines if line.startswith("-")}
-  ), timed_out
+  timed_out = examined.kill().timed_out or ended.timed_out
+  lines = ended.output.decode().splitlines()
+  passed = sum(line.startswith("+") for line in lines)
+  total = _count(tests.asserts, tests.preamble) - sum(
+    line.startswith("?") for line in lines
+  )
+  # What failed outside of all cases is a case of its own.
+  if passed == total and "end" not in lines:
+    total += 1
+  return passed, max(total, 1), timed_out
 
 
 def _role(role, order, channel, limits, isolation):

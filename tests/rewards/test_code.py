@@ -274,6 +274,66 @@ def test_cases_compare_what_a_program_writes():
   assert run("while True: pass", CASES, limits).outcome == "timed_out"
 
 
+def test_a_completion_has_a_bound_on_its_time_and_not_its_cases_alone():
+  naps = "import time\nwhile True: time.sleep(100)"
+  sleeps_once = "import time\nif input() == '1': time.sleep(100)\nprint('ok')"
+  cases = code.Cases([("", "")] * 200)
+  start = time.monotonic()
+  limits = QUICK._replace(wall_seconds=1.0)
+  assert run(naps, cases, limits) == ("timed_out", 0, 200)
+  assert time.monotonic() - start < 12
+  limits = QUICK._replace(wall_seconds=3.0)
+  once = code.Cases([("1", "ok"), ("2", "ok"), ("3", "ok")])
+  assert run(sleeps_once, once, limits) == ("timed_out", 2, 3)
+
+
+def test_the_bound_holds_where_no_case_times_out():
+  slow = "import time\ntime.sleep(0.5)\nprint(input())"
+  answer = json.dumps({"cases": [["1", "1"]] * 40})
+  start = time.monotonic()
+  result = code.unit_tests(
+    [problem(answer)], [f"```\n{slow}\n```"], total_seconds=4.0
+  )
+  assert time.monotonic() - start < 12
+  assert 0 < result.scores[0] < 0.25 and result.metrics["timed_out"] == [True]
+  combine.check({"code": dict(weight=1.0, total_seconds=4.0)})
+  with pytest.raises(ValueError, match="total_seconds=0"):
+    code.unit_tests([], [], total_seconds=0)
+
+
+@pytest.mark.parametrize(
+  "tests,counts",
+  [
+    # What is right passes; what answers 1 alone passes so many, of so many.
+    ("for x in (1, 2): same(f(x), x * x)", (0, 1)),
+    ("[same(f(x), x * x) for x in (1, 2)]", (0, 1)),
+    ("same(f(1), 1)\nsame(f(2), 4)", (1, 2)),
+    ("def t():\n  y = f(2)\n  assert y == 4\nassert f(1) == 1\nt()", (1, 2)),
+    ("assert f(1) == 1\nf(2)", (1, 2)),
+    ("assert f(1) == 1\ny = f(2)\nassert y == 4", (1, 2)),
+    ("done = [same(f(x), x * x) for x in (1, 2)]\nassert done", (0, 2)),
+    ("import functools\nc = functools.partial(same, exp=4)\nc(f(2))", (0, 1)),
+    ("def never():\n  assert f(1) == 5\nassert f(1) == 1\nf(2)", (1, 2)),
+    ("if __name__ == '__main__':\n  assert f(2) == 4", (0, 1)),
+    ("def t():\n  with a: pass\ntry: t()\nexcept NameError:\n  f(2)\n"
+     "  assert f(1) == 1", (0, 1)),
+    ("try: assert f(2) == 4\nexcept KeyError: pass", (0, 1)),
+    ("try: assert f(2) == 5\nexcept AssertionError: pass\nelse: assert False\n"
+     "assert f(1) == 1", None),
+    ("for x in []: assert f(x)\nassert f(1) == 1", None),
+  ],
+)  # fmt: skip
+def test_cases_are_statements_that_test(tests, counts):
+  helper = "def same(out, exp):\n  assert out == exp"
+  tests = code.Asserts(tests, ["f"], helper)
+  if counts is None:  # A test that nothing passes, for it runs no assert.
+    assert run(SOLUTION, tests).outcome == "failed"
+    return
+  assert run(SOLUTION, tests).outcome == "passed"
+  result = run("def f(x): return {1: 1}[x]", tests)
+  assert result == ("failed", *counts)
+
+
 @pytest.mark.parametrize(
   "completion,program",
   [

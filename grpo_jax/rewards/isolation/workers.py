@@ -7,10 +7,12 @@
 Each item has a deadline of wall-clock time, which begins when a worker that is
 ready has got it. A worker that exceeds it, dies or breaks a rule of `worker` is
 killed with its process group and replaced, in milliseconds: workers are forked
-from a helper process that has imported the functions and never JAX.
+from a helper process that has imported the functions and never JAX. An item
+whose worker died gets another one, with the whole deadline, up to twice.
 """
 
 import atexit
+import contextlib
 import functools
 import os
 import queue
@@ -19,15 +21,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from grpo_jax.rewards.isolation import pipe, worker
 
 _START_SECONDS = 120.0
 # A worker is replaced after so many items: libraries cache what they parse.
 _ITEMS_PER_WORKER = 256
+# A process that died may have been killed for what others did, by a machine
+# short of memory. What kills three in a row has done it itself.
+_TRIES = 3
+
+_Started = TypeVar("_Started")
 
 
 class Outcome(NamedTuple):
@@ -79,8 +86,7 @@ class Pool:
       RuntimeError: the function cannot be imported, or no process started.
       ValueError: an item is too long.
     """
-    with self._lock:
-      self._prepare(function)
+    self._try(lambda: self._prepare(function))
     run = functools.partial(self._run, function, deadline=deadline)
     return list(self._threads.map(run, items))
 
@@ -109,8 +115,17 @@ class Pool:
 
   def _run(self, function: str, item: tuple, *, deadline: float) -> Outcome:
     message = worker.encode([function, item])
+    for _ in range(_TRIES):
+      outcome = self._run_once(function, message, deadline)
+      if outcome is not None:
+        return outcome
+    return Outcome("crashed", detail="The worker died.")
+
+  def _run_once(self, function, message, deadline) -> Outcome | None:
+    """What became of an item; None where its worker died of it or otherwise."""
     process = self._ready(function)
     end = time.monotonic() + deadline
+    outcome = None
     try:
       process.limit(end)
       process.channel.sendall(message)
@@ -126,27 +141,36 @@ class Pool:
     except TimeoutError:
       outcome = Outcome("timed_out", detail=f"No result after {deadline} s.")
     except (pipe.Gone, OSError):
-      outcome = Outcome("crashed", detail="The worker died.")
+      pass
     self._end(process)
     return outcome
 
   def _ready(self, function: str) -> "_Worker":
     """A worker that waits for an item."""
-    for _ in range(3):
-      try:
-        while function not in (process := self._idle.get_nowait()).functions:
-          self._end(process)  # It would import in the item's time.
-        return process
-      except queue.Empty:
-        pass
+    with contextlib.suppress(queue.Empty):
+      while True:
+        process = self._idle.get_nowait()
+        if function in process.functions and process.alive():
+          return process
+        self._end(process)  # It would import in the item's time, or is dead.
+
+    def start():
+      process = self._prepare(function).fork(self._memory)
+      process.limit(time.monotonic() + _START_SECONDS)
+      worker.receive(process.channel)
+      return process
+
+    return self._try(start)
+
+  def _try(self, start: Callable[[], _Started]) -> _Started:
+    """Starts processes, again where one of them is killed meanwhile."""
+    problem = None
+    for _ in range(_TRIES):
       try:
         with self._lock:
-          process = self._prepare(function).fork(self._memory)
-        process.limit(time.monotonic() + _START_SECONDS)
-        worker.receive(process.channel)
-        return process
+          return start()
       except (pipe.Gone, OSError) as error:
-        problem = error  # The helper may have died; another one is started.
+        problem = error
     raise RuntimeError(f"No grading process could be started: {problem!r}.")
 
   def _end(self, process: "_Worker") -> None:
@@ -168,6 +192,17 @@ class _Worker:
     self.channel = channel
     self.functions = frozenset(helper.functions)
     self.items = 0
+
+  def alive(self) -> bool:
+    """Whether its end of the channel, on which it says nothing now, is open."""
+    self.channel.settimeout(0.0)
+    try:
+      self.channel.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+      return True
+    except OSError:
+      pass
+    return False
 
   def limit(self, end: float) -> None:
     """Lets reads and writes take until `end`."""

@@ -175,6 +175,76 @@ def test_a_helper_that_was_killed_is_replaced():
   pool.close()
 
 
+def test_an_item_outlives_workers_that_others_kill():
+  pool = workers.Pool(1)
+  found = {}
+
+  def call():
+    found["outcome"] = run(pool, "time:sleep", 1.5, deadline=9.0)
+
+  for kills, status in ((2, "value"), (3, "crashed")):
+    helper = run(pool, "os:getppid").value
+    thread = threading.Thread(target=call)
+    thread.start()
+    killed = set()
+    children = pathlib.Path(f"/proc/{helper}/task/{helper}/children")
+    while len(killed) < kills:
+      time.sleep(0.3)  # The worker has the item by then.
+      for pid in map(int, children.read_text().split()):
+        if pid not in killed and is_alive(pid):
+          os.kill(pid, signal.SIGKILL)
+          killed.add(pid)
+    thread.join()
+    assert found["outcome"].status == status
+  pool.close()
+
+
+def test_right_answers_stay_right_while_workers_are_killed():
+  pool = workers.Pool(2)
+  helper = run(pool, "os:getppid").value
+  children = pathlib.Path(f"/proc/{helper}/task/{helper}/children")
+  done = threading.Event()
+  kills = []
+
+  def kill():
+    while not done.wait(0.1):
+      for pid in children.read_text().split()[-1:]:
+        kills.append(os.kill(int(pid), signal.SIGKILL))
+
+  thread = threading.Thread(target=kill)
+  thread.start()
+  outcomes = pool.map("time:sleep", [(0.02,)] * 100, deadline=9.0)
+  done.set()
+  thread.join()
+  assert len(kills) >= 5
+  assert {outcome.status for outcome in outcomes} == {"value"}
+  pool.close()
+
+
+def test_a_helper_that_is_killed_while_it_imports_is_replaced():
+  pool = workers.Pool(1)
+  seen = []
+
+  def kill():
+    while not seen:
+      for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+          text = (folder / "cmdline").read_bytes()
+          parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+        except OSError:
+          continue
+        if b"isolation.worker" in text and int(parent) == os.getpid():
+          os.kill(int(folder.name), signal.SIGKILL)
+          seen.append(folder.name)
+          return
+
+  before = threading.Thread(target=kill)
+  before.start()
+  assert run(pool, "os:getppid").value not in (None, *map(int, seen))
+  before.join()
+  pool.close()
+
+
 def test_closing_ends_all_processes_and_the_next_call_starts_new_ones():
   pool = workers.Pool(1)
   pids = [run(pool, "os:getpid").value, run(pool, "os:getppid").value]

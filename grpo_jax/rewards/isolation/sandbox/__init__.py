@@ -2,27 +2,32 @@
 
 A program gets a scratch folder of bounded size, Python with its standard
 library, standard input, and an output of bounded size. It is held by limits on
-processor time, wall-clock time, memory, size of files and number of processes.
-With `isolation="namespaces"` (Linux 5.14 or newer) it also
+processor time, wall-clock time, memory, size of files and number of processes,
+by a filter of system calls (`seccomp`), and what it starts ends with it. With
+`isolation="namespaces"` (Linux 5.14 or newer) it also
 
   - sees no file but system libraries and Python, read-only, and its scratch;
   - has no network, not even to this machine;
   - sees, signals and traces no process but those that it started;
-  - is an unprivileged user without capabilities, also when we are root;
-  - ends with everything that it started, at once, whatever it did.
+  - is an unprivileged user without capabilities, also when we are root.
 
-With `isolation="limits"` it has the limits alone: as an unprivileged user if we
-are root, otherwise as the user that we are, with network and files.
+With `isolation="limits"` it is an unprivileged user if we are root, otherwise
+the user that we are. The filter leaves it no socket but pairs and no signal but
+to itself; Landlock (Linux 5.13 or newer) leaves it the same files as above.
+Where the kernel has no Landlock it reads what its user reads and writes no file
+at all. Where the kernel filters no calls either, which `check` warns of, files,
+network and the processes of its user are open to it.
 
-What remains in the namespaces: defects of the kernel; the processor's shared
-state (timing); memory up to `processes` times `memory_mb` for a moment.
+What remains: defects of the kernel; the processor's shared state (timing); for
+the moment between two looks at what it holds, more memory than its bound.
 """
 
 import functools
+import logging
 import marshal
 import os
 import pathlib
-import shutil
+import platform
 import signal
 import subprocess
 import sys
@@ -31,6 +36,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from grpo_jax.rewards.isolation.sandbox import scratch
+
+_LOG = logging.getLogger(__name__)
 ISOLATIONS = ("namespaces", "limits")
 # The interpreter under a virtual environment: programs see no packages.
 PYTHON = os.path.realpath(sys.executable)
@@ -38,6 +46,19 @@ PYTHON = os.path.realpath(sys.executable)
 _LAUNCHER = pathlib.Path(__file__).with_name("launcher.py")
 _SYSTEM = ("/bin", "/lib", "/lib32", "/lib64", "/sbin", "/usr")
 _LOADER = "/etc/ld.so.cache"
+# Says whether the filter is in force: keyrings and AF_VSOCK are refused.
+_TRIAL = """
+import ctypes, socket
+libc = ctypes.CDLL(None, use_errno=True)
+held = libc.syscall({keyctl}, 0, -3, 0) < 0 and ctypes.get_errno() == 1
+try:
+  socket.socket(40, 1)
+  held = False
+except OSError as error:
+  held = held and error.errno == 97
+print(6 * 7, held)
+"""
+_KEYCTL = {"x86_64": 250, "aarch64": 219}
 # Seconds that a sandbox has beyond the program's own, to start and to end.
 _GRACE = 5.0
 
@@ -52,7 +73,8 @@ class Limits(NamedTuple):
   Attributes:
     cpu_seconds: processor time of each process.
     wall_seconds: from start to end.
-    memory_mb: address space of each process, MiB.
+    memory_mb: what all of its processes hold together, and the address space of
+      each of them, MiB. The scratch folder and the output come on top.
     processes: processes and threads at one time, its own included.
     file_mb: the scratch folder, each file in it, and the output, MiB.
   """
@@ -134,7 +156,7 @@ class Sandbox:
     self._status, status_fd = os.pipe()
     try:
       self._process = subprocess.Popen(
-        [PYTHON, "-I", "-S", "-B", _LAUNCHER, str(order_fd), str(status_fd)],
+        [PYTHON, "-I", "-S", _LAUNCHER, str(order_fd), str(status_fd)],
         stdin=stdin_fd,
         stdout=self._output,
         stderr=subprocess.DEVNULL,
@@ -157,7 +179,9 @@ class Sandbox:
     try:
       self._process.wait(max(self._deadline - time.monotonic(), 0.0))
     except subprocess.TimeoutExpired:
-      return self.kill()._replace(timed_out=True)
+      ended = self.kill()
+      # It may have ended long ago, and what it left took long to remove.
+      return ended if ended.exit is not None else ended._replace(timed_out=True)
     status = self._close()
     if status is None:
       raise IsolationError("the launcher of a program ended without a word")
@@ -187,7 +211,7 @@ class Sandbox:
     os.close(self._status)
     os.close(self._output)
     if self._scratch:
-      shutil.rmtree(self._scratch, ignore_errors=True)
+      scratch.remove(self._scratch)
     if status is None:
       return None
     if "refused" in status:
@@ -205,18 +229,26 @@ def check(isolation: str) -> None:
   """
   if isolation not in ISOLATIONS:
     raise ValueError(f"{isolation=} must be one of {', '.join(ISOLATIONS)}.")
+  trial = _TRIAL.format(keyctl=_KEYCTL.get(platform.machine(), -1))
   try:
     ended = Sandbox(
-      {}, ["-c", "print(6 * 7)"], limits=Limits(), isolation=isolation
+      {}, ["-c", trial], limits=Limits(), isolation=isolation
     ).wait()
-    reason = f"a trial program ended with {ended.exit}"
-    if ended.output == b"42\n":
+    if ended.output == b"42 True\n":
       return
+    if ended.output == b"42 False\n" and isolation == "limits":
+      _LOG.warning(
+        "This kernel filters no system calls (seccomp), so that programs under"
+        " isolation='limits' have files, network, keyrings, shared memory and"
+        " the processes of their user: run none here that you would not trust."
+      )
+      return
+    reason = f"a trial program ended with {ended.exit}"
   except (AttributeError, OSError) as error:
     reason = str(error)
   advice = (
-    "allow user namespaces on this machine, or accept"
-    ' isolation="limits", which keeps neither files nor network from programs'
+    "allow user namespaces and seccomp on this machine, or accept"
+    ' isolation="limits", which shuts programs in less well'
     if isolation == "namespaces"
     else "programs need Linux and a Python that every user can read"
   )

@@ -5,6 +5,7 @@
 Run as a script in a sandbox; its order on standard input is a JSON object.
 """
 
+import itertools
 import os
 import sys
 import types
@@ -33,8 +34,7 @@ def serve(pipe: wire.Pipe, order) -> None:
   try:
     for source in (order["program"], order["setup"]):
       exec(compile(source, "program.py", "exec"), module.__dict__)
-  except BaseException as error:
-    pipe.send(_error(error))
+  except BaseException:
     return
   pipe.send({"value": None})
   while True:
@@ -46,23 +46,27 @@ def serve(pipe: wire.Pipe, order) -> None:
         number, args, kwargs = operands
         value = values._objects[number](*args, **kwargs)
       else:
-        value = []
-        for item in values._objects[operands[0]]:
-          value.append(item)
-          if len(value) > _MAX_ITEMS:
-            raise ValueError("The iterator has no end.")
-      reply = {"value": values.encode(value)}
-    except BaseException as error:
-      reply = _error(error)
-    try:
-      pipe.send(reply)
-    except ValueError as error:
+        iterator = iter(values._objects[operands[0]])
+        value = list(itertools.islice(iterator, _MAX_ITEMS + 1))
+    except Exception as error:
       pipe.send(_error(error))
+      continue
+    except BaseException:
+      return  # It leaves, as it would leave any other caller.
+    try:
+      if verb == "iterate" and len(value) > _MAX_ITEMS:
+        raise ValueError("The iterator has no end.")
+      pipe.send({"value": values.encode(value)})
+    except pipe_lib.Gone:
+      raise
+    except BaseException:
+      # No exception that a test expects, for the program raised none.
+      pipe.send({"error": ["Exception"], "lost": True})
 
 
-def _error(error: BaseException):
+def _error(error: Exception):
   kinds = [kind.__name__ for kind in type(error).__mro__]
-  return {"error": kinds, "text": ""}
+  return {"error": kinds}
 
 
 if __name__ == "__main__":
