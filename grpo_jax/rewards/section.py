@@ -32,6 +32,21 @@ REWARDS: dict[str, str] = {
 }
 
 
+# By the name of a built-in reward its best value: to stay there is no fault.
+BEST = {
+  "accuracy": 1.0,
+  "format": 1.0,
+  "tag_count": 1.0,
+  "language": 1.0,
+  "overlong": 0.0,
+  "repetition": 0.0,
+  "code": 1.0,
+  "harmless": 1.0,
+  "politeness": 1.0,
+  "judge": 1.0,
+}
+
+
 class Term(NamedTuple):
   """One reward of a config.
 
@@ -46,6 +61,7 @@ class Term(NamedTuple):
     on_device: whether it computes with JAX.
     limits: of a user's function; None for those that are built in or compute
       with JAX, whose errors end the run.
+    kind: of a built-in reward; None for a function of the user's own.
   """
 
   function: functools.partial
@@ -56,6 +72,12 @@ class Term(NamedTuple):
   given: tuple[str, ...]
   on_device: bool
   limits: guard.Limits | None
+  kind: str | None
+
+  @property
+  def best(self) -> float | None:
+    """The best of its values; None where that is not known."""
+    return BEST.get(self.kind or "") if self.weight > 0 else None
 
 
 def read(section: errors.Section) -> dict[str, Term]:
@@ -120,6 +142,7 @@ def _term(section: errors.Section, name: str) -> Term:
     given,
     on_device,
     limits,
+    None if "function" in own else kind,
   )
 
 

@@ -5,6 +5,7 @@ On several processes the first one prints, the others do not.
 
 import collections
 import contextlib
+import math
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,7 +52,7 @@ class Progress:
 
   Args:
     total_steps: where the run ends.
-    columns: what to show of the metrics, "-" where one is missing.
+    columns: what to show of the metrics, "-" where there is no number.
     header_every: lines between two headers.
     out: takes a line; prints and flushes by default.
     clock: seconds that only grow. The time left follows from the last 20 lines.
@@ -84,8 +85,8 @@ class Progress:
     self._lines += 1
     cells = [f"{f'{step}/{self._total_steps}':>{self._step_width}}"]
     for column in self._columns:
-      if column.metric in metrics:
-        value = np.asarray(metrics[column.metric]).item()
+      value = np.asarray(metrics.get(column.metric, math.nan)).item()
+      if math.isfinite(value):
         cells.append(format(value, column.format))
       else:
         cells.append(f"{'-':>{_width(column)}}")

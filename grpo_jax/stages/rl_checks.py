@@ -11,10 +11,7 @@ from grpo_jax.models import lora
 from grpo_jax.rewards import combine
 from grpo_jax.rewards import section as section_lib
 from grpo_jax.rl import curriculum as curriculum_lib
-from grpo_jax.rl import (
-  dynamic_sampling,
-  schedule,
-)
+from grpo_jax.rl import dynamic_sampling, health, schedule
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
 from grpo_jax.stages import describe as describe_lib
@@ -80,6 +77,7 @@ SCHEMA = schema.Fields(
       shared=policy.policy_loss,
     ),
     "optimizer": sections.OPTIMIZER,
+    "health": schema.Options(health.Health, ("terms", "notes")),
     "evaluate": sections.evaluation(configs.rl),
   },
   choices={"weighting": weighting.WEIGHTINGS},
@@ -109,6 +107,7 @@ def check(config: ConfigDict) -> None:
   else:
     source_lib.require_source(config.source)
   combine.check(config.rewards)
+  health.Health({}, **config.health)
   decode.SamplingParams(**config.evaluate.sampling)
   check_sampling(config)
   check_prompts(config)
