@@ -84,6 +84,17 @@ SCHEMA = schema.Fields(
 )
 
 
+# Whole numbers above 0.
+_COUNTED = (
+  "total_steps",
+  *("prompts.num_prompts", "prompts.prompt_slots"),
+  *("batching.num_minibatches", "batching.num_microbatches"),
+  "batching.length_multiple",
+  *("evaluate.prompts_per_batch", "evaluate.prompt_slots"),
+  *("checkpoint.every", "checkpoint.keep", "print_completions_every"),
+)
+
+
 def check(config: ConfigDict) -> None:
   """Raises an error of one sentence if the config cannot be run.
 
@@ -92,6 +103,8 @@ def check(config: ConfigDict) -> None:
     FileNotFoundError: `config.source` holds no checkpoint.
   """
   schema.check(SCHEMA, config)
+  sections.check_counts(config, _COUNTED, 1)
+  sections.check_counts(config, ("ref_every", "evaluate.every"), 0)
   policy.check(config.objective, config.weighting)
   check_advantages(config)
   check_coefficients(config)
