@@ -18,7 +18,6 @@ from grpo_jax.data import datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.evaluation import results as results_lib
 from grpo_jax.rewards import answer, combine, references
-from grpo_jax.runs import progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode, generate
 from grpo_jax.sampling.generate import Policy
@@ -97,8 +96,6 @@ def make_questions(
     where=f"the dataset {section['data'].get('name')!r}",
     thinks=thinks(tok, template),
   )
-  for note in notes:
-    progress.say(f"Warning: {note}")
   return Questions(
     problems,
     encoded,

@@ -200,13 +200,14 @@ def _form_sentence(
   """A sentence where a model that thinks by itself could earn no format."""
   if not thinks or "<answer>" in problem.prompt:
     return []
-  texts = [forms(problem, thinks)[form] for form in ("boxed", "sentence")]
+  found = forms(problem, thinks)
+  texts = [text for form, text in found.items() if form != "tags"]
   if max(term.function([problem] * len(texts), texts)) >= 1.0:
     return []
   return [
     f"config.rewards.{name} wants answers in <answer> tags, and nothing in the"
-    " chat template tells the model of them, which thinks and answers as"
-    f" {_short(texts[0])}: tell it in the prompt, or leave the term out."
+    r" chat template tells the model of them, which writes <think> ... </think>"
+    r" ... \boxed{...}: tell it in the prompt, or leave the term out."
   ]
 
 

@@ -8,7 +8,7 @@ import contextlib
 import math
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -42,6 +42,12 @@ def say(line: str) -> None:
   """Prints a line at once, on the first process alone."""
   if jax.process_index() == 0:
     print(line, flush=True)
+
+
+def warn(texts: Iterable[Any]) -> None:
+  """Prints each as a warning."""
+  for text in texts:
+    say(f"Warning: {text}")
 
 
 class Progress:

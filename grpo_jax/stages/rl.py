@@ -59,8 +59,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
 
     def show(step: int) -> None:
       log.write(step, completions)
-      for warning in health.add(run_log.metrics_row(step, scalars)):
-        progress.say(f"Warning: {warning}")
+      new = health.add(run_log.metrics_row(step, scalars))
+      if new:
+        progress.warn(new)
         run_log.write_warnings(workdir, health.records())
       if step % config.print_completions_every == 0:
         progress.say(progress.render(completions))
@@ -102,14 +103,14 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
     log.close()
     health.finish()
     run_log.write_warnings(workdir, health.records())
-    for warning in health.warnings:
-      progress.say(f"Warning: {warning}")
     if not loop.finished:
       progress.say(
         f"Stopped after step {loop.step}; the same command goes on from there."
       )
+      progress.warn(health.warnings)
       return Outcome.STOPPED
     picture = report.write_report(workdir)
     progress.say(report.compare(workdir))
     progress.say(f"A picture of the run is in {picture}.")
+    progress.warn(health.warnings)  # Once more, as the last that is read.
     return Outcome.FINISHED

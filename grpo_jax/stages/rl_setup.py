@@ -92,7 +92,8 @@ def begin(run: setup.Run) -> Begun | None:
   if notes is None:
     thinks = ask.thinks(run.tok, template)
     notes = check_references(run, curriculum.problems, thinks=thinks)
-  questions = run.questions()
+  questions = run.questions(said=notes)
+  notes = dict.fromkeys([*notes, *questions.notes])
   cfg, source, _ = source_lib.load_policy(
     run.source, mesh, frozen=run.lora.rank > 0, **config.model
   )
@@ -127,7 +128,7 @@ def begin(run: setup.Run) -> Begun | None:
     ),
     questions,
     learning_rate,
-    make_health(run, (*notes, *questions.notes), steps.restored or 0),
+    make_health(run, list(notes), steps.restored or 0),
   )
 
 
@@ -148,8 +149,7 @@ def check_references(
   rewards = run.config.rewards
   combine.check_columns(rewards, references.sample(problems))
   notes = references.check(rewards, problems, where="config.data", **options)
-  for note in notes:
-    progress.say(f"Warning: {note}")
+  progress.warn(notes)
   return notes
 
 

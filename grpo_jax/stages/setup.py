@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -76,13 +76,19 @@ class Run:
     """Returns the mesh axes of `count` rows; ValueError if they do not fit."""
     return sharding.split_rows(self.mesh, count)[:1]
 
-  def questions(self) -> ask.Questions | None:
-    """Returns the held-out problems of `config.evaluate`; None without any."""
+  def questions(self, said: Sequence[str] = ()) -> ask.Questions | None:
+    """Returns the held-out problems of `config.evaluate`; None without any.
+
+    Args:
+      said: what was said already of what cannot be measured.
+    """
     if not self.config.evaluate:
       return None
-    return ask.make_questions(
+    questions = ask.make_questions(
       self.config.evaluate.to_dict(), self.tok, self.template, self.data_dir
     )
+    progress.warn(note for note in questions.notes if note not in said)
+    return questions
 
   def load(self, frozen: bool = False) -> Params:
     """Returns the parameters of the source."""
