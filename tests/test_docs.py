@@ -204,6 +204,17 @@ def test_recipe_of_a_reward_by_hand(tmp_path, monkeypatch, capsys):
   assert capsys.readouterr().out == "[0.5]\n"
 
 
+def test_rewards_of_trl_and_verl_are_named_as_they_are(
+  tmp_path, monkeypatch, capsys
+):
+  theirs, use = blocks("extending.md", "A reward in TRL's or verl's form")
+  (tmp_path / "their_rewards.py").write_text(theirs)
+  monkeypatch.syspath_prepend(tmp_path)
+  run(use)
+  sys.modules.pop("their_rewards")
+  assert capsys.readouterr().out == "[2.]\n"
+
+
 # What a reader adds below the recipes: a run of one step, in seconds.
 _EXPERIMENT = """
 import pathlib
