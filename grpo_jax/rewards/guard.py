@@ -21,6 +21,7 @@ from absl import logging
 from grpo_jax import types
 from grpo_jax.rewards import terms
 
+_ROWS = 256  # That the deadline is for.
 # Where so many rows alone have raised and none has a score, it is down.
 _DOWN = 32
 # Threads of a function that were left behind; with so many it is not called.
@@ -32,7 +33,8 @@ class Limits(NamedTuple):
   """How long a function may take, and how often it is tried.
 
   Attributes:
-    deadline: seconds for the scores of one step, attempts and waits included.
+    deadline: seconds for the scores of 256 completions, attempts and waits
+      included; in proportion for more.
     attempts: calls, at most, before each row is asked about alone.
     backoff: seconds before the second attempt; doubled before each further one,
       and multiplied by a random number from 0.5 to 1.5.
@@ -89,7 +91,7 @@ def call(
       target=work.run, name=f"reward {name}", daemon=True
     )
     thread.start()
-    thread.join(limits.deadline)
+    thread.join(limits.deadline * max(1.0, count / _ROWS))
     if thread.is_alive():
       hung.append(thread)
   _HUNG[key] = hung
@@ -98,7 +100,7 @@ def call(
   late = [row is None for row in found]
   if any(failed) or any(late):
     reason = (
-      f"it did not return within {limits.deadline:g} s"
+      f"it did not return within its deadline of {limits.deadline:g} s"
       if any(late)
       else f"{type(error).__name__}: {error}"
     )

@@ -236,8 +236,8 @@ def _users_fields(
     from_step: steps done before it scores any.
     kind: of built-in rewards.
     function: "package.module:function".
-    deadline: seconds for the scores of one step, attempts and waits included;
-      rows without a score by then have none.
+    deadline: seconds for the scores of 256 completions, attempts and waits
+      included, in proportion for more; rows without a score by then have none.
     attempts: calls where it raises, before each row is asked about alone.
     backoff: seconds before the second attempt; doubled before each further one.
   """

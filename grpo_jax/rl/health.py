@@ -52,14 +52,14 @@ _HINTS = {
     " answers in a form that is not read"
   ),
   "format": (
-    "completions need <think>...</think><answer>...</answer>, of which a chat"
-    " template does not tell the model: say it in the prompt, or leave the"
-    " term out"
+    "no completion has the form that it wants, such as"
+    " <think>...</think><answer>...</answer>, of which a chat template does not"
+    " tell the model: say it in the prompt, or leave the term out"
   ),
   "tag_count": (
-    "completions need <think>...</think><answer>...</answer>, of which a chat"
-    " template does not tell the model: say it in the prompt, or leave the"
-    " term out"
+    "none of the tags that it counts is in its place, such as <think> and"
+    " <answer>, of which a chat template does not tell the model: say it in the"
+    " prompt, or leave the term out"
   ),
 }
 

@@ -14,7 +14,7 @@ from grpo_jax.losses import advantages as advantages_lib
 from grpo_jax.models import lora, moe
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
-from grpo_jax.rewards import combine, references
+from grpo_jax.rewards import combine
 from grpo_jax.rewards import section as section_lib
 from grpo_jax.rl import (
   coefficients,
@@ -85,13 +85,15 @@ def begin(run: setup.Run) -> Begun | None:
   template, notes = run.template, None
   if config.pretrain:  # Before the base is made, which takes its time.
     fill = functools.partial(prompts.fill, template)
-    notes = check_references(run, problems, fill=fill)
+    notes = setup.check_references(config.rewards, problems, fill=fill)
   if not run.make_base():
     return None
   curriculum = make_curriculum(run, template, problems, from_step)
   if notes is None:
     thinks = ask.thinks(run.tok, template)
-    notes = check_references(run, curriculum.problems, thinks=thinks)
+    notes = setup.check_references(
+      config.rewards, curriculum.problems, thinks=thinks
+    )
   questions = run.questions(said=notes)
   notes = dict.fromkeys([*notes, *questions.notes])
   cfg, source, _ = source_lib.load_policy(
@@ -130,27 +132,6 @@ def begin(run: setup.Run) -> Begun | None:
     learning_rate,
     make_health(run, list(notes), steps.restored or 0),
   )
-
-
-def check_references(
-  run: setup.Run, problems: Sequence[Problem], **options: Any
-) -> list[str]:
-  """Returns what is to be said of problems that could not be rewarded.
-
-  Args:
-    run: of the stage.
-    problems: at random access.
-    **options: of `references.check`.
-
-  Raises:
-    ConfigError: not one of them could, or a reward asks for a column that they
-      do not have.
-  """
-  rewards = run.config.rewards
-  combine.check_columns(rewards, references.sample(problems))
-  notes = references.check(rewards, problems, where="config.data", **options)
-  progress.warn(notes)
-  return notes
 
 
 def make_health(

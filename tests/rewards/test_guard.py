@@ -96,7 +96,7 @@ def test_a_deadline_ends_the_wait_for_a_function_that_hangs(caplog):
   assert time.monotonic() - begin < 5
   assert scores.metrics["mine/timed_out"].tolist() == [1, 1, 1]
   assert not scores.valid.any()
-  assert "did not return within 0.2 s" in caplog.text
+  assert "did not return within its deadline of 0.2 s" in caplog.text
   for _ in range(5):
     score("hangs", deadline=0.05)
   assert len(CALLS) == 4  # With four threads left it is not called.
