@@ -214,6 +214,17 @@ def test_a_rule_of_ones_own_reads_what_r1_zero_writes(tables):
     assert scope["last_word"](problem, text) == score
 
 
+def test_rewards_of_trl_and_verl_are_named_as_they_are(
+  tmp_path, monkeypatch, capsys
+):
+  theirs, use = blocks("extending.md", "A reward in TRL's or verl's form")
+  (tmp_path / "their_rewards.py").write_text(theirs)
+  monkeypatch.syspath_prepend(tmp_path)
+  run(use)
+  sys.modules.pop("their_rewards")
+  assert capsys.readouterr().out == "[2.]\n"
+
+
 # What a reader adds below the recipes: a run of one step, in seconds.
 _EXPERIMENT = """
 import pathlib

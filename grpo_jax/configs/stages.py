@@ -156,6 +156,9 @@ def rl() -> config_dict.ConfigDict:
     rewards=dict(accuracy=1.0, format=1.0),
   )
   c.print_completions_every = 20  # Steps: the best and the worst of one.
+  # After so many steps in a row in which nothing could be learned, the run says
+  # what it is and what to look at; see `rl.health`.
+  c.health = dict(patience=5)
   # Steps between two, and how many of the newest are kept.
   c.checkpoint = dict(every=50, keep=2)
   return c

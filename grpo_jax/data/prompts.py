@@ -260,6 +260,11 @@ class PromptSource:
     """The index of the problem at a place in the order, from 0 on, no end."""
     return self._order[place]
 
+  @property
+  def problems(self) -> Sequence[Problem]:
+    """All problems, with their prompts."""
+    return self._problems
+
   def problem(self, index: int) -> Problem:
     """The problem of an index, with its prompt."""
     return self._problems[index]

@@ -17,7 +17,7 @@ from grpo_jax import sharding
 from grpo_jax.data import datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.evaluation import results as results_lib
-from grpo_jax.rewards import answer, combine
+from grpo_jax.rewards import answer, combine, references
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode, generate
 from grpo_jax.sampling.generate import Policy
@@ -36,6 +36,7 @@ class Questions(NamedTuple):
     prompts_per_batch: how many are asked at a time.
     sampling: how completions are drawn, k for each problem.
     rewards: what is measured of them, as in `config.rewards`.
+    notes: sentences on what of them cannot be measured.
   """
 
   problems: list[Problem]
@@ -44,6 +45,7 @@ class Questions(NamedTuple):
   prompts_per_batch: int
   sampling: decode.SamplingParams
   rewards: Mapping[str, Any] = REWARDS
+  notes: tuple[str, ...] = ()
 
 
 def make_questions(
@@ -67,7 +69,8 @@ def make_questions(
       the question.
 
   Raises:
-    ValueError: a prompt is longer than its slots, or a dataset has no problems.
+    ValueError: a prompt is longer than its slots, a dataset has no problems, or
+      not one of its reference answers can be read.
     sandbox.IsolationError: programs are asked for that could not be run safely.
   """
   problems = datasets.load(**section["data"], data_dir=data_dir)
@@ -81,17 +84,32 @@ def make_questions(
   else:
     asked, template = problems, front + template
   asked, encoded = prompts.ask(asked, template, tok, slots)
+  problems = [
+    problem._replace(prompt=filled.prompt)
+    for problem, filled in zip(problems, asked, strict=True)
+  ]
+  rewards = section.get("rewards", REWARDS)
+  combine.check_columns(rewards, problems)
+  notes = references.check(
+    rewards,
+    problems,
+    where=f"the dataset {section['data'].get('name')!r}",
+    thinks=thinks(tok, template),
+  )
   return Questions(
-    [
-      problem._replace(prompt=filled.prompt)
-      for problem, filled in zip(problems, asked, strict=True)
-    ],
+    problems,
     encoded,
     slots,
     min(section["prompts_per_batch"], len(problems)),
     decode.SamplingParams(**section["sampling"]),
-    section.get("rewards", REWARDS),
+    rewards,
+    tuple(notes),
   )
+
+
+def thinks(tok: tokenizer.Tokenizer, template: str) -> bool:
+  """Whether a policy's own chat template, in force, knows of thinking."""
+  return template == prompts.CHAT and "</think>" in (tok.chat_template or "")
 
 
 def evaluate(
@@ -169,10 +187,17 @@ def summary(results: Mapping[str, float]) -> str:
     ("reflection words", "reflection_words", "{:.2f}"),
   )
   return ", ".join(
-    f"{title} {layout.format(results[name])}"
+    f"{title} {_number(results, name, layout)}"
     for title, name, layout in parts
     if name in results
   )
+
+
+def _number(results: Mapping[str, float], name: str, layout: str) -> str:
+  value = results[name]
+  if math.isfinite(value):
+    return layout.format(value)
+  return f"none ({results_lib.reason(results, name)})"
 
 
 def greedily(questions: Questions) -> Questions:

@@ -19,6 +19,17 @@ _PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 _BINS = 20
 
 
+# What a term logs where it gave no score.
+_REASONS = {
+  "ungradable": "the reference answer cannot be read, of",
+  "unreachable": "the judge did not reply, to",
+  "unreadable": "the judge's reply holds no verdict, on",
+  "failed": "the function raised, for",
+  "timed_out": "the function did not return in time, for",
+  "no_score": "the function returned None, for",
+}
+
+
 class Measured(NamedTuple):
   """A mean over problems with the ends of its 95 % interval."""
 
@@ -63,6 +74,20 @@ def scalars(answers: Completions) -> dict[str, float]:
     "problems": len(answers.problems) // answers.group_size,
     "samples": answers.group_size,
   }
+
+
+def reason(found: Mapping[str, Any], name: str) -> str:
+  """Why a mean of an evaluation is none.
+
+  Args:
+    found: as `scalars` returned it.
+    name: of a term, or "pass@1" or "greedy" for accuracy.
+  """
+  term = "accuracy" if name in ("greedy", "reward") or "@" in name else name
+  for cause, text in _REASONS.items():
+    if found.get(f"{term}/{cause}") == 1.0:
+      return f"{text} all {found['samples'] * found['problems']:,} completions"
+  return "no completion has a score"
 
 
 def rewards(answers: Completions) -> Float[np.ndarray, " B"]:
@@ -253,6 +278,10 @@ def table(results: Mapping[str, Any]) -> str:
   for name, found in datasets.items():
     lines.append([name, *(_with_interval(found, c) for c in columns)])
   text = _markdown(lines)
+  for name, found in datasets.items():
+    for column in (c for c in columns if c in found):
+      if math.isnan(found[column]):
+        text += f"\n\n{name}: no {column}, for {reason(found, column)}."
   probes = results["probes"] | (
     {"against": results["against"]} if results["against"] else {}
   )

@@ -5,6 +5,7 @@ writes a `config.json`.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +50,7 @@ class RopeScaling:
   mscale_all_dim: float = 0.0
 
   def __post_init__(self):
+    _check_numbers(self, "rope_scaling.")
     if self.kind not in ROPE_SCALINGS:
       raise ValueError(
         f"rope_scaling.kind={self.kind!r} must be one of {ROPE_SCALINGS}."
@@ -165,11 +167,11 @@ class ModelConfig:
     scaling = self.rope_scaling
     if scaling is not None and not isinstance(scaling, RopeScaling):
       object.__setattr__(self, "rope_scaling", RopeScaling(**scaling))
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      least = 0 if field.default == 0 else 1
-      if field.type in (int, "int") and value < least:
-        raise ValueError(f"{field.name}={value} must be at least {least}.")
+    _check_numbers(self)
+    if self.rope_theta <= 0:
+      raise ValueError(f"rope_theta={self.rope_theta} must be above 0.")
+    if self.norm_eps < 0:
+      raise ValueError(f"norm_eps={self.norm_eps} must be at least 0.")
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f"num_heads={self.num_heads} must divide by"
@@ -270,3 +272,26 @@ class ModelConfig:
     dense = self.num_dense_layers
     sparse = Stack("layers", self.num_layers - dense, "moe")
     return (Stack("dense_layers", dense, "mlp"), sparse) if dense else (sparse,)
+
+
+def is_finite(value: Any) -> bool:
+  """Whether a value is a number that a float can be."""
+  try:
+    return isinstance(value, int | float) and math.isfinite(value)
+  except OverflowError:  # A whole number beyond all floats.
+    return False
+
+
+def _check_numbers(record: Any, prefix: str = "") -> None:
+  """Raises ValueError where a field is no number of its kind."""
+  for field in dataclasses.fields(record):
+    value, name = getattr(record, field.name), f"{prefix}{field.name}"
+    if field.type in (int, "int"):
+      # Those whose default is 0 are turned off by it.
+      least = 0 if field.default == 0 else 1
+      if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name}={value!r} must be a whole number.")
+      if value < least:
+        raise ValueError(f"{name}={value} must be at least {least}.")
+    if field.type in (float, "float") and not is_finite(value):
+      raise ValueError(f"{name}={value!r} must be a finite number.")

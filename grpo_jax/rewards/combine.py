@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from grpo_jax import errors, types
+from grpo_jax.rewards import guard, user_functions
 from grpo_jax.rewards import section as section_lib
 from grpo_jax.rewards import terms as terms_lib
 
@@ -68,6 +69,27 @@ def check_sources(
       )
 
 
+def check_columns(
+  section: errors.Section, problems: Sequence[types.Problem]
+) -> None:
+  """Raises ConfigError where a term asks for a column that problems lack.
+
+  Args:
+    section: of rewards; see `score`.
+    problems: some of those that will be asked.
+  """
+  for name, term in section_lib.read(section).items():
+    rows = [p for p in problems if _applies(term, p.source, None)]
+    given = user_functions.columns(rows)
+    for column in user_functions.columns_of(term.function.func):
+      if rows and column not in given:
+        raise errors.ConfigError(
+          f"config.rewards.{name}: its function asks for the column"
+          f" {column!r}, which the problems do not have;"
+          f" {errors.nearest(column, given)}"
+        )
+
+
 def score(
   section: errors.Section,
   problems: Sequence[types.Problem],
@@ -89,8 +111,9 @@ def score(
       adds nothing; `only_for`, the sources of the problems that it scores;
       `from_step`, how many steps are done before it scores any; `function`, a
       user's own as "package.module:function", for names that are not in
-      `REWARDS`; and the options of the function, which are its keyword-only
-      parameters. A term is not asked about rows to which it does not apply.
+      `REWARDS`, with `deadline`, `attempts` and `backoff` (`guard.Limits`); and
+      the options of the function, which are its keyword-only parameters. A
+      term is not asked about rows to which it does not apply.
     problems: B problems, one for each completion.
     completions: B texts, without prompt and stop token.
     lengths: tokens of each completion, stop token included.
@@ -141,7 +164,9 @@ def begin(
         f" {problem.source!r}; give them one, or leave them out."
       )
   calls = {
-    name: _call(term, asked[name], problems, completions, lengths, truncated)
+    name: _call(
+      name, term, asked[name], problems, completions, lengths, truncated
+    )
     for name, term in terms.items()
     if asked[name].any() or not len(problems)
   }
@@ -175,6 +200,7 @@ def _asked(
 
 
 def _call(
+  name: str,
   term: section_lib.Term,
   asked: Bool[np.ndarray, " B"],
   problems: Sequence[types.Problem],
@@ -189,7 +215,10 @@ def _call(
     problems = list(itertools.compress(problems, asked))
     completions = list(itertools.compress(completions, asked))
     given = {k: None if x is None else x[asked] for k, x in given.items()}
-  return functools.partial(term.function, problems, completions, **given)
+  args = term.function, problems, completions
+  if term.limits is None:
+    return functools.partial(*args, **given)
+  return functools.partial(guard.call, name, *args, limits=term.limits, **given)
 
 
 def _combine(
@@ -219,7 +248,14 @@ def _combine(
       counts = counts & (values[gate] >= np.float32(least))
     valid &= ~(counts & np.isnan(values[name]))
     rewards += np.where(counts, term.weight * values[name].astype(float), 0.0)
-  rewards = np.where(valid, rewards, 0.0).astype(np.float32)
+  rewards = np.where(valid, rewards, 0.0)
+  largest = np.abs(rewards).max(initial=0.0)
+  if largest > np.finfo(np.float32).max:
+    raise ValueError(
+      f"The weighted sum of the rewards is {largest:.3g}, which is no finite"
+      " float32: lower the weights, or scale the terms."
+    )
+  rewards = rewards.astype(np.float32)
   return types.Rewards(rewards, valid, values, metrics)
 
 
@@ -230,34 +266,9 @@ def _values(
 
   Also NaN where it was not asked.
   """
-  rows = np.flatnonzero(asked)
-  try:
-    len(returned)
-  except TypeError:
-    raise ValueError(
-      f"Reward {name!r} returned {type(returned).__name__} instead of a"
-      f" sequence of {len(rows)} numbers."
-    ) from None
-  if len(returned) != len(rows):
-    raise ValueError(
-      f"Reward {name!r} returned {len(returned)} values for {len(rows)}"
-      " completions."
-    )
+  rows = np.flatnonzero(asked).tolist()
   values = np.full(len(asked), np.nan, np.float32)
-  for row, value in zip(rows, returned, strict=True):
-    if value is None:
-      continue
-    number = np.asarray(value)
-    if number.shape or number.dtype.kind not in "biuf":
-      raise ValueError(
-        f"Reward {name!r} returned {value!r} for completion {row}, which is"
-        " not a number."
-      )
-    with np.errstate(over="ignore"):
-      values[row] = number.astype(np.float32)
-    if not np.isfinite(values[row]):
-      raise ValueError(
-        f"Reward {name!r} returned {value!r} for completion {row}; rewards"
-        " must be finite."
-      )
+  listed = terms_lib.listed(name, returned, len(rows))
+  for row, value in zip(rows, listed, strict=True):
+    values[row] = terms_lib.number(name, value, row)
   return values

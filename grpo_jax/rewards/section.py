@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from grpo_jax import errors, schema
+from grpo_jax.rewards import guard, user_functions
 from grpo_jax.rewards import terms as terms_lib
+from grpo_jax.rewards.user_functions import GIVEN
 
 RewardFn = Callable[..., Sequence[float | None] | terms_lib.Result]
 
@@ -30,8 +32,19 @@ REWARDS: dict[str, str] = {
 }
 
 
-# What a term may ask for by the name of a keyword-only parameter.
-GIVEN = ("lengths", "truncated")
+# By the name of a built-in reward its best value: to stay there is no fault.
+BEST = {
+  "accuracy": 1.0,
+  "format": 1.0,
+  "tag_count": 1.0,
+  "language": 1.0,
+  "overlong": 0.0,
+  "repetition": 0.0,
+  "code": 1.0,
+  "harmless": 1.0,
+  "politeness": 1.0,
+  "judge": 1.0,
+}
 
 
 class Term(NamedTuple):
@@ -46,6 +59,9 @@ class Term(NamedTuple):
     from_step: steps done before it applies to any.
     given: those of `GIVEN` that the function takes.
     on_device: whether it computes with JAX.
+    limits: of a user's function; None for those that are built in or compute
+      with JAX, whose errors end the run.
+    kind: of a built-in reward; None for a function of the user's own.
   """
 
   function: functools.partial
@@ -55,6 +71,13 @@ class Term(NamedTuple):
   from_step: int
   given: tuple[str, ...]
   on_device: bool
+  limits: guard.Limits | None
+  kind: str | None
+
+  @property
+  def best(self) -> float | None:
+    """The best of its values; None where that is not known."""
+    return BEST.get(self.kind or "") if self.weight > 0 else None
 
 
 def read(section: errors.Section) -> dict[str, Term]:
@@ -84,15 +107,21 @@ def _term(section: errors.Section, name: str) -> Term:
   if "kind" in own:
     errors.check_choice(f"{where}.kind", kind, REWARDS)
   function = load(name, own.get("function") or REWARDS.get(kind))
+  on_device = getattr(function, "on_device", False)
+  limits = None
+  if "function" in own and not on_device:
+    function = user_functions.adapt(where, function)
+    limits = _limits(where, function, fields)
   parameters = inspect.signature(function).parameters.values()
   asked = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
   given = tuple(key for key in GIVEN if key in asked)
   options = [key for key in asked if key not in given]
   for field in fields:
     if field not in options:
+      known = [*_FIELDS, *options]
+      known += guard.Limits._fields if limits else ()
       raise errors.ConfigError(
-        f"{where} has no field {field!r};"
-        f" {errors.nearest(field, [*_FIELDS, *options])}"
+        f"{where} has no field {field!r}; {errors.nearest(field, known)}"
       )
   if options:
     schema.check(schema.Options(function, given), fields, where)
@@ -111,8 +140,27 @@ def _term(section: errors.Section, name: str) -> Term:
     only_for,
     from_step,
     given,
-    getattr(function, "on_device", False),
+    on_device,
+    limits,
+    None if "function" in own else kind,
   )
+
+
+def _limits(
+  where: str, function: RewardFn, fields: dict[str, Any]
+) -> guard.Limits:
+  """Takes the limits of a user's function out of the fields of its term.
+
+  An option of the function that has the name of one is the function's.
+  """
+  options = inspect.signature(function).parameters
+  names = [n for n in guard.Limits._fields if n in fields and n not in options]
+  limits = guard.Limits(**{name: fields.pop(name) for name in names})
+  try:
+    limits.check(where)
+  except ValueError as error:
+    raise errors.ConfigError(str(error)) from None
+  return limits
 
 
 def _gates(
@@ -167,6 +215,34 @@ def _fields(
   """
 
 
+def _users_fields(
+  *,
+  weight: float,
+  only_if: Mapping[str, float] | None = None,
+  only_for: tuple[str, ...] | None = None,
+  from_step: int = 0,
+  kind: str | None = None,
+  function: str | None = None,
+  deadline: float | int = guard.Limits().deadline,
+  attempts: int = guard.Limits().attempts,
+  backoff: float | int = guard.Limits().backoff,
+) -> None:
+  """The fields that a term with a function of the user's own may have.
+
+  Args:
+    weight: of its scores in the sum; any sign. 0: computed and logged alone.
+    only_if: other terms and their least values, without which it adds nothing.
+    only_for: sources of the problems that it scores; None for all.
+    from_step: steps done before it scores any.
+    kind: of built-in rewards.
+    function: "package.module:function".
+    deadline: seconds for the scores of 256 completions, attempts and waits
+      included, in proportion for more; rows without a score by then have none.
+    attempts: calls where it raises, before each row is asked about alone.
+    backoff: seconds before the second attempt; doubled before each further one.
+  """
+
+
 _FIELDS = tuple(inspect.signature(_fields).parameters)
 
 
@@ -174,10 +250,14 @@ def _term_schema(name: str) -> schema.Node:
   """What a term may hold: what all may, and the options of its function."""
 
   def choose(fields: errors.Section) -> schema.Node:
-    path = fields.get("function") or REWARDS.get(fields.get("kind") or name)
-    function = load(name, path) if path else _fields
+    own = fields.get("function")
+    path = own or REWARDS.get(fields.get("kind") or name)
+    function, shared = load(name, path) if path else _fields, _fields
+    if own and not getattr(function, "on_device", False):
+      function = user_functions.adapt(f"config.rewards.{name}", function)
+      shared = _users_fields
     only_if = {"only_if": schema.Optional(schema.Free())}
-    return schema.Options(function, GIVEN, shared=_fields, nodes=only_if)
+    return schema.Options(function, GIVEN, shared=shared, nodes=only_if)
 
   return schema.Chosen(choose, scalars=(int, float), scalar="weight")
 

@@ -112,6 +112,11 @@ class Curriculum:
     self._passed = 0
     self._rates: dict[int, float] = {}
 
+  @property
+  def problems(self) -> Sequence[Problem]:
+    """All problems, with their prompts."""
+    return self._source.problems
+
   def next(self, step: int) -> RolloutPrompts:
     """The next prompts, when `step` steps are done."""
     indices, first = [], self._place

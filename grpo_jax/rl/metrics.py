@@ -27,6 +27,7 @@ def rollout_metrics(
   """What the completions of a step were like, what they earned, and the gap.
 
   `entropy`, in nats, is the mean over their tokens, `num_tokens` their number,
+  `frac_advantage_zero` the share of completions that no advantage moves,
   `sampling/<name>` what `correction.sampler_gap` tells of trainer and sampler.
   """
   mask = data.completion_mask
@@ -41,6 +42,9 @@ def rollout_metrics(
     **{f"sampling/{name}": x for name, x in gap.items()},
     "entropy": float(entropy[mask].mean()),
     "num_tokens": int(mask.sum()),
+    "frac_advantage_zero": float(
+      np.mean(~((data.advantages != 0) & mask).any(axis=-1))
+    ),
   }
 
 

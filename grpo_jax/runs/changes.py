@@ -12,6 +12,7 @@ MUTABLE = (
   "total_steps",
   "log_every",
   "print_completions_every",
+  "health.patience",
   "evaluate.every",
   "checkpoint.every",
   "checkpoint.keep",

@@ -5,6 +5,8 @@ A run's directory holds
   metrics.jsonl      one object per step: `step`, then the metrics by name;
   evaluations.jsonl  one object per evaluation: `step`, `name`, its results;
   completions.jsonl  every completion with what it earned;
+  warnings.jsonl     what a run was warned of, where it was: `step`, `until`,
+                     `name`, `text`;
   tensorboard/       the scalars once more.
 
 On several processes the first one writes, the others do not.
@@ -21,7 +23,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,7 +31,9 @@ import numpy as np
 import tensorboardX
 
 from grpo_jax import types
+from grpo_jax.runs import directory
 
+METRICS, WARNINGS = "metrics.jsonl", "warnings.jsonl"
 _VOLATILE = ("time/", "memory/")
 
 
@@ -105,7 +109,7 @@ def history(workdir: str | os.PathLike) -> list[dict[str, Any]]:
   """The metrics of a run without those that no second run would repeat."""
   return [
     {k: v for k, v in row.items() if not k.startswith(_VOLATILE)}
-    for row in read(pathlib.Path(workdir) / "metrics.jsonl")
+    for row in read(pathlib.Path(workdir) / METRICS)
   ]
 
 
@@ -119,7 +123,7 @@ class Writer:
 
   def __init__(self, workdir: str | os.PathLike, restored: int | None = None):
     workdir = pathlib.Path(workdir)
-    self._metrics = JsonLines(workdir / "metrics.jsonl", restored)
+    self._metrics = JsonLines(workdir / METRICS, restored)
     self._evaluations = JsonLines(workdir / "evaluations.jsonl", restored)
     # TensorBoard hides the events of an earlier start from this step on.
     self._tensorboard = tensorboardX.SummaryWriter(
@@ -136,7 +140,7 @@ class Writer:
     A number that is not finite is written as null.
     """
     scalars = {name: _scalar(metrics[name]) for name in sorted(metrics)}
-    self._metrics.append({"step": int(step)} | _finite(scalars))
+    self._metrics.append(metrics_row(step, metrics))
     self._to_tensorboard(step, scalars)
 
   def write_evaluation(
@@ -167,6 +171,27 @@ class Writer:
     self._metrics.close()
     self._evaluations.close()
     self._tensorboard.close()
+
+
+def metrics_row(step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a step's metrics as `metrics.jsonl` has them."""
+  scalars = {name: _scalar(metrics[name]) for name in sorted(metrics)}
+  return {"step": int(step)} | _finite(scalars)
+
+
+def write_warnings(
+  workdir: str | os.PathLike, records: Sequence[Mapping[str, Any]]
+) -> None:
+  """Writes `warnings.jsonl` anew; without warnings there is none."""
+  if jax.process_index() > 0:
+    return
+  path = pathlib.Path(workdir) / WARNINGS
+  if not records:
+    path.unlink(missing_ok=True)
+    return
+  lines = (json.dumps(each, ensure_ascii=False) + "\n" for each in records)
+  text = "".join(lines).encode("utf-8", "replace").decode()
+  directory.write_text(path, text)
 
 
 def _scalar(value: Any) -> int | float:

@@ -5,9 +5,10 @@ On several processes the first one prints, the others do not.
 
 import collections
 import contextlib
+import math
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +44,12 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
+def warn(texts: Iterable[Any]) -> None:
+  """Prints each as a warning."""
+  for text in texts:
+    say(f"Warning: {text}")
+
+
 class Progress:
   """Prints one line for a step, in columns that stay put as it scrolls by.
 
@@ -51,7 +58,7 @@ class Progress:
 
   Args:
     total_steps: where the run ends.
-    columns: what to show of the metrics, "-" where one is missing.
+    columns: what to show of the metrics, "-" where there is no number.
     header_every: lines between two headers.
     out: takes a line; prints and flushes by default.
     clock: seconds that only grow. The time left follows from the last 20 lines.
@@ -84,8 +91,8 @@ class Progress:
     self._lines += 1
     cells = [f"{f'{step}/{self._total_steps}':>{self._step_width}}"]
     for column in self._columns:
-      if column.metric in metrics:
-        value = np.asarray(metrics[column.metric]).item()
+      value = np.asarray(metrics.get(column.metric, math.nan)).item()
+      if math.isfinite(value):
         cells.append(format(value, column.format))
       else:
         cells.append(f"{'-':>{_width(column)}}")

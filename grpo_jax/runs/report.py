@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -59,7 +60,8 @@ def write_report(
   """Draws a run against its steps, as `report.png` in its directory.
 
   Each step's value is a faint line under its running mean; evaluations are
-  points. A panel that the run has no numbers for is left out.
+  points. A panel that the run has no numbers for is left out. What the run was
+  warned of (`warnings.jsonl`) stands above them.
 
   Returns:
     The path of the picture.
@@ -92,8 +94,16 @@ def write_report(
   for axes in grid[max(0, len(shown) - columns) : len(shown)]:
     axes.set_xlabel("step", color=_INK, fontsize=9)
     axes.tick_params(labelbottom=True)
-  if title:
-    figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize=12)
+  warnings = run_log.read(workdir / run_log.WARNINGS)
+  lines = [title] * bool(title) + [_warning(each, columns) for each in warnings]
+  if lines:
+    figure.suptitle(
+      "\n".join(lines),
+      x=0.01,
+      ha="left",
+      color=_HELD_OUT[0] if warnings else _INK,
+      fontsize=8 if warnings else 12,
+    )
   path = workdir / "report.png"
   figure.savefig(path, dpi=150, facecolor="white")
   return path
@@ -136,6 +146,14 @@ def _draw(
   axes.spines[["top", "right"]].set_visible(False)
   axes.spines[["left", "bottom"]].set_color("#b0b0b0")
   axes.tick_params(colors=_INK, labelsize=8, length=0)
+
+
+def _warning(record: Mapping[str, Any], columns: int) -> str:
+  """A warning as lines that the picture has room for."""
+  steps = f"Steps {record['step']} to {record['until']}: "
+  text = f"Warning: {steps if record['until'] else ''}{record['text']}"
+  # Mathtext would read dollars.
+  return textwrap.fill(text.replace("$", "\\$"), 58 * columns)
 
 
 def _series(

@@ -27,13 +27,23 @@ def is_source(path: str | os.PathLike) -> bool:
 
 
 def require_source(path: str | os.PathLike, field: str = "source") -> None:
-  """Raises FileNotFoundError, with what to run first, if there is no model.
+  """Raises an error that says what to do if there is no model.
 
   Args:
     path: what the config names.
     field: its field.
+
+  Raises:
+    FileNotFoundError: there is none; what to run first.
+    ValueError: its `config.json` is no model's.
   """
   if not is_source(path):
+    fault = hf.fault(path)
+    if fault:
+      raise ValueError(
+        f"No model in {str(path)!r}: {fault}; give --config.{field}=DIRECTORY,"
+        " of a run or of Hugging Face."
+      )
     raise FileNotFoundError(
       f"No model in {str(path)!r}: run `{errors.made_by(path)}` first, or give"
       f" --config.{field}=DIRECTORY, of a run or of Hugging Face."

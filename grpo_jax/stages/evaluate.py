@@ -55,6 +55,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
       for name, section in config.datasets.items()
     }
     questions = {name: make(section) for name, section in sections.items()}
+    for asked in questions.values():
+      progress.warn(asked.notes)
     setting = probes.Setting(
       run.tok,
       run.data_dir,

@@ -68,6 +68,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
       run.tok,
       config.prompts.prompt_slots,
     )
+    thinks = ask.thinks(run.tok, run.template)
+    setup.check_references(config.rewards, problems, thinks=thinks)
     size = min(config.prompts.prompts_per_batch, count)
     sharding.split_rows(run.mesh, size, config.sampling.group_size)
     run.claim()

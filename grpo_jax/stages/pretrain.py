@@ -123,6 +123,10 @@ SCHEMA = schema.Fields(
 def check(config: ConfigDict) -> None:
   """Raises ValueError, in one sentence, if the config cannot be run."""
   schema.check(SCHEMA, config)
+  counted = "total_steps", "log_every", "checkpoint.every", "checkpoint.keep"
+  sections.check_counts(config, counted, 1)
+  parts = "batch.num_rows", "batch.row_length", "batch.num_microbatches"
+  sections.check_counts(config, parts, 1)
   text_loss.check(**config.loss)
   cfg = ModelConfig(vocab_size=1, **config.model)
   moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)

@@ -76,6 +76,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
       for name, way in ways.items()
     }
     check_questions(rules, questions, run.mesh)
+    for asked in questions.values():
+      setup.check_references(config.rewards, asked.problems)
     run.claim()
     sources = remember_sources(workdir, ways, questions)
     selected = selection.Selection(

@@ -21,10 +21,6 @@ from grpo_jax.sampling import generate
 from grpo_jax.stages import rl_checks, rl_setup, setup
 from grpo_jax.train import loop as loop_lib
 
-SCHEMA, check = rl_checks.SCHEMA, rl_checks.check
-describe = rl_checks.describe
-
-
 SCHEMA, check, describe = (
   rl_checks.SCHEMA,
   rl_checks.check,
@@ -44,9 +40,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
     begun = rl_setup.begin(run)
     if begun is None:
       return Outcome.STOPPED
-    loop, learner, rollouts, questions, learning_rate = begun
+    loop, learner, rollouts, questions, learning_rate, health = begun
     log = run_log.CompletionsLog(workdir, restored=loop.restored)
-    completions = None
+    completions, scalars = None, {}
 
     def policy() -> generate.Policy:
       return generate.Policy(learner.policy, run.cfg, run.tok, run.mesh)
@@ -63,6 +59,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
 
     def show(step: int) -> None:
       log.write(step, completions)
+      new = health.add(run_log.metrics_row(step, scalars))
+      if new:
+        progress.warn(new)
+        run_log.write_warnings(workdir, health.records())
       if step % config.print_completions_every == 0:
         progress.say(progress.render(completions))
 
@@ -101,12 +101,16 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
       scalars["learning_rate"] = learning_rate(learner.state.step - 1)
       loop.log(scalars, scalars["num_tokens"])
     log.close()
+    health.finish()
+    run_log.write_warnings(workdir, health.records())
     if not loop.finished:
       progress.say(
         f"Stopped after step {loop.step}; the same command goes on from there."
       )
+      progress.warn(health.warnings)
       return Outcome.STOPPED
     picture = report.write_report(workdir)
     progress.say(report.compare(workdir))
     progress.say(f"A picture of the run is in {picture}.")
+    progress.warn(health.warnings)  # Once more, as the last that is read.
     return Outcome.FINISHED

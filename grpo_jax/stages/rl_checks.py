@@ -11,7 +11,7 @@ from grpo_jax.models import lora
 from grpo_jax.rewards import combine
 from grpo_jax.rewards import section as section_lib
 from grpo_jax.rl import curriculum as curriculum_lib
-from grpo_jax.rl import dynamic_sampling, experience, schedule
+from grpo_jax.rl import dynamic_sampling, experience, health, schedule
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
 from grpo_jax.stages import describe as describe_lib
@@ -77,9 +77,21 @@ SCHEMA = schema.Fields(
       shared=policy.policy_loss,
     ),
     "optimizer": sections.OPTIMIZER,
+    "health": schema.Options(health.Health, ("terms", "notes")),
     "evaluate": sections.evaluation(configs.rl),
   },
   choices={"weighting": weighting.WEIGHTINGS},
+)
+
+
+# Whole numbers above 0.
+_COUNTED = (
+  "total_steps",
+  *("prompts.num_prompts", "prompts.prompt_slots"),
+  *("batching.num_minibatches", "batching.num_microbatches"),
+  "batching.length_multiple",
+  *("evaluate.prompts_per_batch", "evaluate.prompt_slots"),
+  *("checkpoint.every", "checkpoint.keep", "print_completions_every"),
 )
 
 
@@ -91,6 +103,8 @@ def check(config: ConfigDict) -> None:
     FileNotFoundError: `config.source` holds no checkpoint.
   """
   schema.check(SCHEMA, config)
+  sections.check_counts(config, _COUNTED, 1)
+  sections.check_counts(config, ("ref_every", "evaluate.every"), 0)
   policy.check(
     config.objective,
     config.weighting,
@@ -111,6 +125,7 @@ def check(config: ConfigDict) -> None:
   else:
     source_lib.require_source(config.source)
   combine.check(config.rewards)
+  health.Health({}, **config.health)
   decode.SamplingParams(**config.evaluate.sampling)
   check_sampling(config)
   check_prompts(config)

@@ -15,6 +15,7 @@ from grpo_jax.models import lora, moe
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards import combine
+from grpo_jax.rewards import section as section_lib
 from grpo_jax.rl import (
   coefficients,
   experience,
@@ -24,6 +25,8 @@ from grpo_jax.rl import (
   value_model,
 )
 from grpo_jax.rl import curriculum as curriculum_lib
+from grpo_jax.rl import health as health_lib
+from grpo_jax.runs import log as run_log
 from grpo_jax.runs import progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.stages import rl_checks, setup
@@ -47,6 +50,7 @@ class Begun(NamedTuple):
     rollouts: how it comes to its completions.
     questions: held-out problems.
     learning_rate: by optimizer update.
+    health: what it was warned of, and will be.
   """
 
   loop: loop.Loop
@@ -54,6 +58,7 @@ class Begun(NamedTuple):
   rollouts: rollouts.Rollouts
   questions: ask.Questions
   learning_rate: optax.Schedule
+  health: health_lib.Health
 
 
 def begin(run: setup.Run) -> Begun | None:
@@ -77,11 +82,20 @@ def begin(run: setup.Run) -> Begun | None:
   problems = datasets.load(**config.data, data_dir=run.data_dir)
   from_step = curriculum_lib.first_steps(problems, config.from_step.to_dict())
   combine.check_sources(config.rewards, from_step)
-  template = run.template
+  template, notes = run.template, None
+  if config.pretrain:  # Before the base is made, which takes its time.
+    fill = functools.partial(prompts.fill, template)
+    notes = setup.check_references(config.rewards, problems, fill=fill)
   if not run.make_base():
     return None
   curriculum = make_curriculum(run, template, problems, from_step)
-  questions = run.questions()
+  if notes is None:
+    thinks = ask.thinks(run.tok, template)
+    notes = setup.check_references(
+      config.rewards, curriculum.problems, thinks=thinks
+    )
+  questions = run.questions(said=notes)
+  notes = dict.fromkeys([*notes, *questions.notes])
   cfg, source, _ = source_lib.load_policy(
     run.source, mesh, frozen=run.lora.rank > 0, **config.model
   )
@@ -116,7 +130,24 @@ def begin(run: setup.Run) -> Begun | None:
     ),
     questions,
     learning_rate,
+    make_health(run, list(notes), steps.restored or 0),
   )
+
+
+def make_health(
+  run: setup.Run, notes: Sequence[str], steps: int
+) -> health_lib.Health:
+  """Returns the watch over a run, which knows the steps that are done."""
+  terms = {
+    name: health_lib.Term(term.kind or name, term.best)
+    for name, term in section_lib.read(run.config.rewards).items()
+    if term.weight
+  }
+  health = health_lib.Health(terms, notes, **run.config.health)
+  for row in run_log.rows(run.workdir / run_log.METRICS):
+    if row["step"] <= steps:
+      health.add(row)
+  return health
 
 
 def make_curriculum(

@@ -1,10 +1,11 @@
 """Sections that the configs of several stages have, and what they may hold."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from grpo_jax import reward_models, schema
+from grpo_jax import errors, reward_models, schema
 from grpo_jax.data import datasets
 from grpo_jax.models import lora
 from grpo_jax.rewards import section as section_lib
@@ -31,11 +32,22 @@ def _how_computed(*, dtype: str, remat: str, head_chunk: int) -> None:
   """
 
 
+class _Optimizer(schema.Options):
+  """The options of `optimizer.make_optimizer`, and the ranges of numbers."""
+
+  def check(self, path: str, section: Any, parent: Any) -> None:
+    super().check(path, section, parent)
+    try:
+      optimizer.check(dict(section.items()), path)
+    except ValueError as error:
+      raise errors.ConfigError(str(error)) from None
+
+
 # Rewards of these names are known wherever a stage is.
 LEARNED = tuple(reward_models.BUILT_IN)
 DATA = schema.Kind(datasets.DATASETS, by="name", shared=_any_dataset)
 SAMPLING = schema.Options(decode.SamplingParams)
-OPTIMIZER = schema.Options(optimizer.make_optimizer)
+OPTIMIZER = _Optimizer(optimizer.make_optimizer)
 LORA = schema.Options(lora.LoraConfig)
 MODEL = schema.Options(_how_computed, partial=True)
 
@@ -50,3 +62,21 @@ def evaluation(config: Callable[[], ConfigDict]) -> schema.Fields:
     lambda: config().evaluate,
     {"data": DATA, "sampling": SAMPLING, "rewards": section_lib.SCHEMA},
   )
+
+
+def check_counts(config: ConfigDict, names: Iterable[str], least: int) -> None:
+  """Raises ConfigError where a field is no whole number from a least one on.
+
+  Args:
+    config: of a stage.
+    names: paths in it, such as "checkpoint.every".
+    least: of the numbers.
+  """
+  for name in names:
+    value = config
+    for part in name.split("."):
+      value = value[part]
+    if type(value) is not int or value < least:
+      raise errors.ConfigError(
+        f"config.{name}={value!r} must be a whole number of at least {least}."
+      )

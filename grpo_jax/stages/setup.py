@@ -3,24 +3,27 @@
 import contextlib
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from grpo_jax import sharding, stages
+from grpo_jax import errors, sharding, stages
 from grpo_jax.data import prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.evaluation import ask
 from grpo_jax.models import lora, moe
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
+from grpo_jax.rewards import combine, references
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import Outcome
 from grpo_jax.stages import claim
 from grpo_jax.train import loop
+from grpo_jax.types import Problem
 
 
 class Run:
@@ -76,13 +79,19 @@ class Run:
     """Returns the mesh axes of `count` rows; ValueError if they do not fit."""
     return sharding.split_rows(self.mesh, count)[:1]
 
-  def questions(self) -> ask.Questions | None:
-    """Returns the held-out problems of `config.evaluate`; None without any."""
+  def questions(self, said: Sequence[str] = ()) -> ask.Questions | None:
+    """Returns the held-out problems of `config.evaluate`; None without any.
+
+    Args:
+      said: what was said already of what cannot be measured.
+    """
     if not self.config.evaluate:
       return None
-    return ask.make_questions(
+    questions = ask.make_questions(
       self.config.evaluate.to_dict(), self.tok, self.template, self.data_dir
     )
+    progress.warn(note for note in questions.notes if note not in said)
+    return questions
 
   def load(self, frozen: bool = False) -> Params:
     """Returns the parameters of the source."""
@@ -132,6 +141,26 @@ class Run:
     self.claim()
     progress.say(f"{self.workdir} already holds all {total_steps} steps.")
     return True
+
+
+def check_references(
+  rewards: errors.Section, problems: Sequence[Problem], **options: Any
+) -> list[str]:
+  """Returns, and says, what of problems could not be rewarded.
+
+  Args:
+    rewards: a section of terms.
+    problems: at random access.
+    **options: of `references.check`.
+
+  Raises:
+    ConfigError: not one of them could, or a reward asks for a column that they
+      do not have.
+  """
+  combine.check_columns(rewards, references.sample(problems))
+  notes = references.check(rewards, problems, where="config.data", **options)
+  progress.warn(notes)
+  return notes
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """The optax chain of every stage: clip, AdamW, a schedule with warm-up."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -7,6 +9,18 @@ import optax
 from jax.tree_util import DictKey
 
 SCHEDULES = ("constant", "linear", "cosine")
+# Of the numbers of a section: the least, a bound above, and whether a number
+# must be above the least. A learning rate below 0 climbs the loss.
+_RANGES = {
+  "learning_rate": (0.0, math.inf, True),
+  "warmup_updates": (0.0, math.inf, False),
+  "final_fraction": (0.0, math.inf, False),
+  "b1": (0.0, 1.0, False),
+  "b2": (0.0, 1.0, False),
+  "eps": (0.0, math.inf, False),
+  "weight_decay": (0.0, math.inf, False),
+  "clip_norm": (0.0, math.inf, True),
+}
 
 
 def make_schedule(
@@ -98,6 +112,25 @@ def make_optimizer(
     rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_decayed
   )
   return optax.chain(optax.clip_by_global_norm(clip_norm), adamw), rate
+
+
+def check(section: Mapping[str, Any], path: str = "optimizer") -> None:
+  """Raises ValueError where a number of an optimizer is out of its range.
+
+  Args:
+    section: keyword arguments of `make_optimizer`.
+    path: how a sentence names it.
+  """
+  for name, (least, below, open_) in _RANGES.items():
+    if name not in section:
+      continue
+    value = section[name]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and (least < value < below or (value == least and not open_)):
+      continue
+    what = f"above {least:g}" if open_ else f"at least {least:g}"
+    end = " and finite" if below == math.inf else f" and below {below:g}"
+    raise ValueError(f"{path}.{name}={value!r} must be {what}{end}.")
 
 
 def _decayed(params: Any) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from grpo_jax import types
-from grpo_jax.evaluation import estimators, results
+from grpo_jax.evaluation import ask, estimators, results
 from grpo_jax.rewards import combine
 
 QUESTION = "22,13,10,11=35?"
@@ -175,3 +175,25 @@ def test_json_has_null_for_what_is_no_number():
     "a": [None, 1.0],
     "b": [None],
   }
+
+
+def test_a_mean_that_is_none_says_why():
+  problem = types.Problem("?", "", "pair_sum", "p")
+  texts = [RIGHT] * 4
+  scores = combine.score({"accuracy": 1.0}, [problem] * 4, texts)
+  none = types.Completions(
+    [problem] * 4, texts, np.ones(4, int), np.zeros(4, bool), 2, scores
+  )
+  found = results.scalars(none)
+  why = "the reference answer cannot be read, of all 4 completions"
+  assert math.isnan(found["pass@1"])
+  assert results.reason(found, "pass@1") == why
+  assert f"pass@1 none ({why})" in ask.summary(found)
+  assert "nan" not in ask.summary(found)
+  whole = {"mine": results.details(none)}
+  table = results.table({"datasets": whole, "probes": {}, "against": {}})
+  assert f"mine: no pass@1, for {why}." in table
+  unknown = {"format": math.nan, "problems": 2, "samples": 2}
+  assert results.reason(unknown, "format") == "no completion has a score"
+  down = unknown | {"judge/unreachable": 1.0, "judge": math.nan}
+  assert "judge did not reply" in results.reason(down, "judge")

@@ -162,8 +162,9 @@ def device(problems, completions):
   )
 
 
+@terms_lib.on_device
 def fails(problems, completions):
-  raise OSError("The service is gone.")
+  raise OSError("The device is gone.")
 
 
 def own(name, weight=1.0, **options):
@@ -318,8 +319,8 @@ def test_terms_run_at_once_and_those_of_the_device_in_the_callers_thread():
   assert [float(scores.terms[name][0]) for name in "abc"] == [0.0, 0.0, 1.0]
 
 
-def test_an_error_in_a_term_is_raised_by_the_caller():
-  with pytest.raises(OSError, match="service is gone"):
+def test_an_error_in_a_term_of_the_device_is_raised_by_the_caller():
+  with pytest.raises(OSError, match="device is gone"):
     score(a=own("fails"), format=1.0)
 
 

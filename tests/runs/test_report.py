@@ -47,6 +47,23 @@ def test_draws_runs_with_holes_one_step_and_several_evaluations(tmp_path):
   assert report.write_report(tmp_path).stat().st_size > 1000
 
 
+def test_warnings_stand_above_the_picture_and_in_their_file(tmp_path):
+  writer = run_log.Writer(tmp_path)
+  writer.write(1, {"reward": 1.0})
+  writer.close()
+  plain = report.write_report(tmp_path, title="Mine").read_bytes()
+  records = [
+    {"step": 0, "until": 0, "name": "start", "text": "All of $x$ and $y."},
+    {"step": 2, "until": 9, "name": "one_outcome", "text": "No way. " * 40},
+  ]
+  run_log.write_warnings(tmp_path, records)
+  assert run_log.read(tmp_path / "warnings.jsonl") == records
+  assert report.write_report(tmp_path, title="Mine").read_bytes() != plain
+  run_log.write_warnings(tmp_path, [])
+  assert not (tmp_path / "warnings.jsonl").exists()
+  assert report.write_report(tmp_path, title="Mine").read_bytes() == plain
+
+
 def test_a_directory_without_metrics_is_an_error(tmp_path):
   with pytest.raises(ValueError, match="no metrics of a run in"):
     report.write_report(tmp_path)

@@ -170,6 +170,10 @@ def test_what_stands_in_padding_changes_nothing(params, batch):
 # What the stage refuses, before anything is made.
 
 
+def openrlhf(queries, prompts, labels):
+  return [0.0] * len(queries)
+
+
 def with_changes(config, changes):
   with config.unlocked():
     for name, value in changes.items():
@@ -342,6 +346,24 @@ def test_a_schedule_changes_how_completions_are_drawn():
         "dynamic_sampling": dict(),
       },
       "group_size=1 must be at least 2",
+    ),
+    ({"optimizer.learning_rate": -1.0}, "config.optimizer.learning_rate=-1.0"),
+    (
+      {"value": VALUE, "value.optimizer.learning_rate": float("nan")},
+      "config.value.optimizer.learning_rate=nan must be above 0 and finite",
+    ),
+    (
+      {"pretrain.optimizer.learning_rate": 0.0},
+      "optimizer.learning_rate=0.0 must be above 0",
+    ),
+    ({"total_steps": 0}, "config.total_steps=0 must be a whole number of at"),
+    ({"pretrain.total_steps": 0}, "config.total_steps=0 must be a whole"),
+    ({"checkpoint.every": 0}, "config.checkpoint.every=0 must be"),
+    ({"batching.num_minibatches": 0}, "config.batching.num_minibatches=0"),
+    ({"health.patience": 0}, "config.health.patience=0 must be at least 1"),
+    (
+      {"rewards.mine": dict(weight=1, function=f"{__name__}:openrlhf")},
+      r"config.rewards.mine: openrlhf\(queries, prompts, labels\) is no reward",
     ),
     ({"optimizer.warmup_updates": 99}, "warmup_updates=99 must be below .* 64"),
     (

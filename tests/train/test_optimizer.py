@@ -92,3 +92,28 @@ def test_updates_are_adamw_behind_a_clip_and_spare_norms_and_biases():
   )
   for name in params:
     np.testing.assert_allclose(got[name], want[name], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize(
+  "name, value",
+  [
+    ("learning_rate", -1),
+    ("learning_rate", 0.0),
+    ("learning_rate", float("nan")),
+    ("learning_rate", float("inf")),
+    ("learning_rate", "1e-3"),
+    ("learning_rate", True),
+    ("warmup_updates", -1),
+    ("final_fraction", -0.1),
+    ("weight_decay", float("nan")),
+    ("clip_norm", 0.0),
+    ("b1", 1.0),
+    ("b2", -0.1),
+    ("eps", -1e-8),
+  ],
+)
+def test_a_number_out_of_its_range_is_named(name, value):
+  with pytest.raises(ValueError, match=f"config.optimizer.{name}=.* must be"):
+    optimizer.check({name: value}, "config.optimizer")
+  good = dict(learning_rate=1e-3, b1=0.0, weight_decay=0, clip_norm=1)
+  optimizer.check(good)

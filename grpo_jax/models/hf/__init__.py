@@ -15,6 +15,7 @@ from grpo_jax.models.hf.names import (
 )
 from grpo_jax.models.hf.read import (
   check_stored,
+  fault,
   is_checkpoint,
   load,
   read_config,
@@ -27,6 +28,7 @@ __all__ = [
   "Tokenizer",
   "check_stored",
   "check_target",
+  "fault",
   "is_checkpoint",
   "layer_table",
   "load",

@@ -7,7 +7,7 @@ sentence that names the field.
 from collections.abc import Mapping
 from typing import Any
 
-from grpo_jax.models.config import ModelConfig, RopeScaling
+from grpo_jax.models.config import ModelConfig, RopeScaling, is_finite
 
 # Our fields by those of config.json, for all families that have them.
 _SIZES = {
@@ -59,6 +59,22 @@ _ONLY = {
   "topk_method": ("noaux_tc",),
   "use_mrope": (False, None),
 }
+# What fields must be, where they are there: whole numbers, numbers, flags.
+# Null stands for what is absent in those that are no sizes of every model.
+_WHOLE = (
+  *(name for name in _SIZES if name != "rms_norm_eps"),
+  *("num_key_value_heads", "head_dim", "max_position_embeddings"),
+  *("sliding_window", "max_window_layers", "num_nextn_predict_layers"),
+  *("num_experts", "num_local_experts", "num_experts_per_tok"),
+  *("moe_intermediate_size", "n_routed_experts", "n_shared_experts"),
+  *("first_k_dense_replace", "n_group", "topk_group", "q_lora_rank"),
+  *("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
+)
+_NUMBERS = ("rms_norm_eps", "rope_theta", "routed_scaling_factor")
+_FLAGS = (
+  *("tie_word_embeddings", "norm_topk_prob", "use_sliding_window"),
+  "rope_interleave",
+)
 _YARN = (
   "beta_fast",
   "beta_slow",
@@ -78,15 +94,20 @@ def from_hf(config: Mapping[str, Any], **changes: Any) -> ModelConfig:
   Raises:
     ValueError: a family or a variant that is not supported, or a missing field.
   """
+  if not isinstance(config, Mapping):
+    raise ValueError(
+      f"config.json must hold an object, not {type(config).__name__}."
+    )
   # Transformers 5 gives Qwen3-MoE's experts another name.
   if "num_local_experts" in config:
     config = {"num_experts": config["num_local_experts"]} | dict(config)
   family_ = config.get("model_type")
-  if family_ not in _ARCHITECTURES:
+  if not isinstance(family_, str) or family_ not in _ARCHITECTURES:
     raise ValueError(
       f"model_type={family_!r} of config.json is not supported; there are"
       f" {', '.join(_ARCHITECTURES)}."
     )
+  _check_values(config)
   for name, values in _ONLY.items():
     if config.get(name, values[0]) not in values:
       raise ValueError(
@@ -123,6 +144,34 @@ def from_hf(config: Mapping[str, Any], **changes: Any) -> ModelConfig:
       f"config.json of a {family_} model lacks the field {error}."
     ) from None
   return ModelConfig(**fields | changes)
+
+
+def _check_values(config: Mapping[str, Any]) -> None:
+  """Raises ValueError where a field is not of its kind."""
+  for name, value in config.items():
+    if value is None and name not in _SIZES:
+      continue
+    if name in _WHOLE and type(value) is not int:
+      kind = "a whole number"
+    elif name in _WHOLE and value < (1 if name in _SIZES else 0):
+      kind = "positive"
+    elif name in _NUMBERS and not is_finite(value):
+      kind = "a finite number"
+    elif name == "rope_theta" and value <= 0:
+      kind = "above 0"
+    elif name == "rms_norm_eps" and value < 0:
+      kind = "at least 0"
+    elif name in _FLAGS and not isinstance(value, bool):
+      kind = "true or false"
+    elif name in ("rope_parameters", "rope_scaling") and not isinstance(
+      value, Mapping
+    ):
+      kind = "an object"
+    elif name == "mlp_only_layers" and not isinstance(value, list):
+      kind = "a list"
+    else:
+      continue
+    raise ValueError(f"{name}={value!r} of config.json must be {kind}.")
 
 
 def to_hf(cfg: ModelConfig) -> dict[str, Any]:
@@ -224,7 +273,17 @@ def family(cfg: ModelConfig) -> str:
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
   """Returns rope_theta and rope_scaling, of files old and new."""
   rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-  theta = rope.pop("rope_theta", None) or config.get("rope_theta", 1e4)
+  for name, value in rope.items():
+    if (
+      name not in ("rope_type", "type")
+      and value is not None
+      and not is_finite(value)
+    ):
+      raise ValueError(
+        f"{name}={value!r} of config.json's rope must be a finite number."
+      )
+  given = rope.pop("rope_theta", None), config.get("rope_theta"), 1e4
+  theta = next(value for value in given if value is not None)
   kind = rope.get("rope_type", rope.get("type", "default"))
   fields = {"rope_theta": float(theta)}
   if kind == "default":
@@ -297,8 +356,9 @@ def _sliding_window(config: Mapping[str, Any], family_: str) -> int:
 
 
 def _dense_layers(config: Mapping[str, Any]) -> int:
-  dense = sorted(config.get("mlp_only_layers") or ())
-  if dense != list(range(len(dense))):
+  dense = config.get("mlp_only_layers") or []
+  numbers = all(isinstance(layer, int) for layer in dense)
+  if not numbers or sorted(dense) != list(range(len(dense))):
     raise ValueError(
       f"mlp_only_layers={dense} of config.json is not supported: dense layers"
       " must be the first ones."

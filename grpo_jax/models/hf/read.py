@@ -33,7 +33,22 @@ _SCALE = "_scale_inv"  # Of "NAME.weight", under "NAME.weight_scale_inv".
 def is_checkpoint(path: str | os.PathLike) -> bool:
   """Returns whether a directory is one of Hugging Face, by its config.json."""
   file = pathlib.Path(path) / "config.json"
-  return file.exists() and "model_type" in _read_json(file)
+  if not file.exists():
+    return False
+  content = _read_json(file)
+  return isinstance(content, dict) and "model_type" in content
+
+
+def fault(path: str | os.PathLike) -> str:
+  """Returns why a directory with a `config.json` is no checkpoint; else ""."""
+  file = pathlib.Path(path) / "config.json"
+  content = _read_json(file) if file.exists() else {"stage": ""}
+  if not isinstance(content, dict):
+    return f"{file} holds a {type(content).__name__} and no object"
+  # Of a run of ours, which has no checkpoint yet.
+  if "model_type" in content or "stage" in content:
+    return ""
+  return f"{file} has no model_type, which says what model it is"
 
 
 def read_config(path: str | os.PathLike) -> ModelConfig:
@@ -62,8 +77,8 @@ def load(
 
   Raises:
     FileNotFoundError: a file is missing.
-    ValueError: a tensor is missing, surplus or of another shape than
-      `config.json` says; or a model that is not supported.
+    ValueError: a tensor is missing, surplus, of another shape than
+      `config.json` says, or not finite; or a model that is not supported.
   """
   path = pathlib.Path(path)
   config = _read_json(path / "config.json")
@@ -71,6 +86,17 @@ def load(
   block = _float8_block(config)
   stored = tensor_files.read_headers(path)
   stored = _leave_out(stored, cfg.num_layers, config)
+  # Before all names are listed, which takes time and memory for each.
+  parts_ = {
+    "num_hidden_layers": cfg.num_layers,
+    "the number of experts": cfg.num_experts,
+  }
+  for name, count in parts_.items():
+    if count > len(stored):
+      raise ValueError(
+        f"{path / 'config.json'} says that {name} is {count:,}, and the files"
+        f" have {len(stored):,} tensors in all."
+      )
   wanted = names.tensors(cfg)
   if cfg.tied_head:
     _tie(stored)
@@ -106,12 +132,24 @@ def _float8_block(config: Mapping[str, Any]) -> tuple[int, int] | None:
   quantization = config.get("quantization_config")
   if quantization is None:
     return None
+  if not isinstance(quantization, dict):
+    raise ValueError(
+      f"quantization_config={quantization!r} of config.json must be an object."
+    )
   method = quantization.get("quant_method")
   block = quantization.get("weight_block_size")
   if method != "fp8" or block is None:
     raise ValueError(
       f"The weights are quantized by {method!r}; read are only float8 weights"
       " in blocks (weight_block_size), and those that are not quantized."
+    )
+  if not (
+    isinstance(block, list)
+    and len(block) == 2
+    and all(type(size) is int and size > 0 for size in block)
+  ):
+    raise ValueError(
+      f"weight_block_size={block!r} of config.json must be two sizes above 0."
     )
   return tuple(block)
 
@@ -215,7 +253,9 @@ def _read(
   x = source.map()
   if source.is_float8:
     x = _dequantize(x, stored[tensor.name + _SCALE].map(), block)
-  return tensor_files.copy(tensor.to_ours(x)[index]).astype(dtype, copy=False)
+  y = tensor_files.copy(tensor.to_ours(x)[index]).astype(dtype, copy=False)
+  tensor_files.require_finite(tensor.name, source.file, y)
+  return y
 
 
 def _dequantize(
@@ -285,10 +325,10 @@ def _once(read: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
   return read_once
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def _read_json(path: pathlib.Path) -> Any:
   if not path.exists():
     raise FileNotFoundError(f"No {path.name} in {path.parent}.")
   try:
     return json.loads(path.read_text())
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise ValueError(f"{path} is not JSON: {error}.") from error

@@ -9,6 +9,8 @@ import dataclasses
 import json
 import math
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -67,7 +69,7 @@ def read_headers(directory: pathlib.Path) -> dict[str, Stored]:
       the index says it has, or holds numbers of an unsupported type.
   """
   if (directory / INDEX).exists():
-    index = json.loads((directory / INDEX).read_text())["weight_map"]
+    index = _read_index(directory / INDEX)
   elif (directory / SINGLE).exists():
     index = dict.fromkeys(read_header(directory / SINGLE), SINGLE)
   else:
@@ -101,11 +103,21 @@ def read_header(file: pathlib.Path) -> dict[str, Stored]:
       raise ValueError(f"{file} is not a whole safetensors file.")
     try:
       header = json.loads(stream.read(length))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
       raise ValueError(f"{file} is not a safetensors file: {error}.") from error
+  if not isinstance(header, dict):
+    raise ValueError(
+      f"{file} is not a safetensors file: its header is a"
+      f" {type(header).__name__} and no object."
+    )
   header.pop("__metadata__", None)
   found = {}
   for name, entry in header.items():
+    if not _is_entry(entry):
+      raise ValueError(
+        f"{file} is broken at tensor {name!r}: its header has {entry!r} in the"
+        " place of dtype, shape and data_offsets."
+      )
     begin, end = (8 + length + offset for offset in entry["data_offsets"])
     tensor = Stored(file, entry["dtype"], tuple(entry["shape"]), begin, end)
     if tensor.dtype not in _DTYPES:
@@ -117,7 +129,82 @@ def read_header(file: pathlib.Path) -> dict[str, Stored]:
     if end - begin != wanted or not 8 + length <= begin <= end <= size:
       raise ValueError(f"{file} is cut off or broken at tensor {name!r}.")
     found[name] = tensor
+  _check_cover(file, found, 8 + length, size)
   return found
+
+
+def _read_index(path: pathlib.Path) -> dict[str, str]:
+  """Returns the file of each tensor, as the index says it."""
+  try:
+    index = json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as error:
+    raise ValueError(f"{path} is not JSON: {error}.") from error
+  found = index.get("weight_map") if isinstance(index, dict) else None
+  if not isinstance(found, dict) or not all(
+    isinstance(file, str) for file in found.values()
+  ):
+    raise ValueError(
+      f"{path} has no weight_map, an object of each tensor's file."
+    )
+  return found
+
+
+def _is_entry(entry: Any) -> bool:
+  """Whether an entry of a header has what tells of a tensor."""
+  if not (isinstance(entry, dict) and isinstance(entry.get("dtype"), str)):
+    return False
+  shape, offsets = entry.get("shape"), entry.get("data_offsets")
+  return (
+    isinstance(shape, list)
+    and isinstance(offsets, list)
+    and len(offsets) == 2
+    and all(type(x) is int and x >= 0 for x in (*shape, *offsets))
+  )
+
+
+def _check_cover(
+  file: pathlib.Path, tensors: Mapping[str, Stored], begin: int, end: int
+) -> None:
+  """Raises ValueError unless tensors lie side by side and fill the file.
+
+  As the `safetensors` library demands it: then no bytes are two tensors', and
+  none are hidden.
+  """
+  for name, tensor in sorted(
+    tensors.items(), key=lambda item: (item[1].begin, item[1].end)
+  ):
+    if tensor.begin != begin:
+      how = "overlaps another" if tensor.begin < begin else "leaves a gap"
+      raise ValueError(
+        f"{file} is broken at tensor {name!r}, which {how} in the file."
+      )
+    begin = tensor.end
+  if begin != end:
+    raise ValueError(
+      f"{file} is broken: {end - begin:,} bytes after its tensors are no"
+      " tensor's."
+    )
+
+
+def require_finite(name: str, file: pathlib.Path, x: np.ndarray) -> None:
+  """Raises ValueError where a number of a tensor is NaN or infinite.
+
+  Args:
+    name: of the tensor.
+    file: that it is from.
+    x: the numbers, or a part of them.
+  """
+  if x.dtype == ml_dtypes.bfloat16:
+    # Many times faster than by ml_dtypes: all ones in the exponent.
+    bits = x.view(np.uint16) & np.uint16(0x7F80)
+    finite = not x.size or bits.max() < 0x7F80
+  else:
+    finite = bool(np.isfinite(x).all())
+  if not finite:
+    raise ValueError(
+      f"Tensor {name!r} in {file} has numbers that are NaN or infinite: the"
+      " file is spoilt, or the training that wrote it had diverged."
+    )
 
 
 def copy(x: np.ndarray) -> np.ndarray:

@@ -121,7 +121,7 @@ def load(
   Raises:
     FileNotFoundError: a file is missing.
     ValueError: these are other adapters than plain LoRA, or a tensor is
-      missing, surplus or of another shape than the model's.
+      missing, surplus, of another shape than the model's, or not finite.
   """
   path = pathlib.Path(path)
   for name in (CONFIG, WEIGHTS):
@@ -152,8 +152,9 @@ def load(
     for leaf, spec in traverse_util.flatten_dict(specs).items()
   }
   for tensor in wanted:
-    x = tensor.to_ours(stored[tensor.name].map())
-    filled[tensor.path][tensor.index] = x.astype(np.float32)
+    x = tensor.to_ours(stored[tensor.name].map()).astype(np.float32)
+    tensor_files.require_finite(tensor.name, path / WEIGHTS, x)
+    filled[tensor.path][tensor.index] = x
   adapters = traverse_util.unflatten_dict(filled)
   if mesh is None:
     return settings, jax.tree.map(jnp.asarray, adapters)
