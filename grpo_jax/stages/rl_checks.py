@@ -48,6 +48,7 @@ SCHEMA = schema.Fields(
     "model": sections.MODEL,
     "lora": sections.LORA,
     "data": sections.DATA,
+    "prompts": sections.prompts(sections.drawn),
     "from_step": schema.Free(),
     "curriculum": schema.Optional(schema.Options(curriculum_lib.PassRates)),
     "dynamic_sampling": schema.Optional(

@@ -26,7 +26,7 @@ from grpo_jax.rl import (
 from grpo_jax.rl import curriculum as curriculum_lib
 from grpo_jax.runs import progress
 from grpo_jax.runs import source as source_lib
-from grpo_jax.stages import rl_checks, setup
+from grpo_jax.stages import prompting, rl_checks, setup
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train import state as state_lib
 from grpo_jax.types import Problem
@@ -121,7 +121,7 @@ def begin(run: setup.Run) -> Begun | None:
 
 def make_curriculum(
   run: setup.Run,
-  template: str,
+  template: prompts.Template,
   problems: Sequence[Problem],
   from_step: Mapping[str, int],
 ) -> curriculum_lib.Curriculum:
@@ -134,7 +134,10 @@ def make_curriculum(
     seed=config.seed,
     num_prompts=config.prompts.num_prompts,
     prompt_slots=config.prompts.prompt_slots,
+    tell=progress.say,
   )
+  prompting.check_told(config, batches.problem(0), run.source)
+  prompting.say_stops(run.tok, template)
   pass_rates = None
   if config.curriculum is not None:
     pass_rates = curriculum_lib.PassRates(**config.curriculum)

@@ -19,7 +19,7 @@ from grpo_jax.models.params import Params
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import Outcome
-from grpo_jax.stages import claim
+from grpo_jax.stages import claim, prompting
 from grpo_jax.train import loop
 
 
@@ -46,14 +46,15 @@ class Run:
     return pathlib.Path(self.config.data_dir).expanduser()
 
   @functools.cached_property
-  def template(self) -> str:
+  def template(self) -> prompts.Template:
     """In which prompts are asked."""
-    return prompts.read_template(self.config.prompts.template, chat_too=True)
+    return prompting.template_of(self.config, self.workdir, self.source)
 
   @functools.cached_property
   def tok(self) -> tokenizer.Tokenizer:
-    """Of the source."""
-    return tokenizer.load(source_lib.tokenizer_directory(self.source))
+    """Of the source, with the stop tokens that the template asks for."""
+    template = self.template if "prompts" in self.config else ""
+    return prompting.tokenizer_of(self.source, template)
 
   @functools.cached_property
   def lora(self) -> lora.LoraConfig:
@@ -81,7 +82,11 @@ class Run:
     if not self.config.evaluate:
       return None
     return ask.make_questions(
-      self.config.evaluate.to_dict(), self.tok, self.template, self.data_dir
+      self.config.evaluate.to_dict(),
+      self.tok,
+      self.template,
+      self.data_dir,
+      tell=progress.say,
     )
 
   def load(self, frozen: bool = False) -> Params:
@@ -104,6 +109,8 @@ class Run:
   def claim(self) -> None:
     """Makes the directory this run's own; see `claim.claim`."""
     claim.claim(self.config, self.workdir)
+    if "prompts" in self.config:
+      prompting.keep(self.workdir, self.template)
 
   def describe(self, cfg: ModelConfig, tok: tokenizer.Tokenizer) -> None:
     """Claims the directory and writes what its parameters mean."""

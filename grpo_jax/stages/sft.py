@@ -21,7 +21,7 @@ from grpo_jax.runs.signals import Outcome
 from grpo_jax.sampling import decode
 from grpo_jax.sampling.generate import Policy
 from grpo_jax.stages import describe as describe_lib
-from grpo_jax.stages import sections, setup
+from grpo_jax.stages import prompting, sections, setup
 from grpo_jax.train import loop, optimizer, text_loss
 from grpo_jax.train.update import make_update
 
@@ -67,6 +67,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
       return {config.evaluate.data.name: results}
 
     progress.say(_summary(batches, config))
+    prompting.say_stops(run.tok, run.template)
     trained = loop.train(
       workdir,
       run.mesh,
@@ -134,6 +135,7 @@ SCHEMA = schema.Fields(
   configs.sft,
   {
     "data": sections.DATA,
+    "prompts": sections.prompts(),
     "model": sections.MODEL,
     "lora": sections.LORA,
     "loss": schema.Options(text_loss.loss_fn, ("cfg",)),
