@@ -125,6 +125,7 @@ def rl() -> config_dict.ConfigDict:
   c.adapt_entropy = None
   # The reference becomes the policy every so many steps; 0 for never.
   c.ref_every = 400
+  # `num_microbatches`: pieces of a gradient; 0 for as few as fit the devices.
   c.batching = dict(num_minibatches=1, num_microbatches=1, length_multiple=512)
   c.optimizer = _optimizer(3e-6)
   # A sigmoid router's biases move by this towards an even load, per update.
@@ -134,7 +135,7 @@ def rl() -> config_dict.ConfigDict:
     data=dict(name="gsm8k", split="test"),
     prompt_slots=512,
     num_problems=0,  # The first ones of the dataset; 0 for all.
-    prompts_per_batch=64,
+    prompts_per_batch=64,  # In training 0 is for as many as fit the devices.
     sampling=dict(
       group_size=4,
       max_new_tokens=32_768,
@@ -164,7 +165,8 @@ def sft() -> config_dict.ConfigDict:
   c.num_epochs = 2
   # Ends earlier where this is not 0; the learning rate falls by then.
   c.max_steps = 0
-  # Conversations longer than a row are left out.
+  # Conversations longer than a row are left out. `num_microbatches`: pieces of
+  # a gradient; 0 for as few as fit the devices.
   c.batch = dict(num_rows=64, row_length=32_768, num_microbatches=8)
   # As in `pretrain`.
   c.loss = pretrain().loss

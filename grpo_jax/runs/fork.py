@@ -23,6 +23,7 @@ _CONTENT = (
   directory.MODEL,
   directory.LORA,
   directory.PROMPTS,
+  directory.FITTED,
   "tokenizer",
   "base",
   "tensorboard",

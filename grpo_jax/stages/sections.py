@@ -73,7 +73,7 @@ def drawn(*, num_prompts: int, prompt_slots: int) -> None:
   """Prompts of a step.
 
   Args:
-    num_prompts: of a step.
+    num_prompts: of a step; 0 for as many as fit the devices (`stages.fit`).
     prompt_slots: tokens that a prompt may have; longer ones are left out, and
       their number is said.
   """

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import pathlib
 from collections.abc import Iterator
 
@@ -27,18 +28,20 @@ class Run:
   """A run of a stage; what its config names is read when it is asked for.
 
   Attributes:
-    config: of the stage, checked.
+    config: of the stage, checked; with sizes for those that it left open.
     workdir: the run's directory; claimed by `claim`, not before.
     mesh: in force.
     source: directory of the model that the run begins with.
+    fitted: what of the sizes that were left open the run keeps.
   """
 
   def __init__(self, config: ConfigDict, workdir: pathlib.Path, mesh: Mesh):
     """Reads nothing yet."""
-    self.config = config
+    self.config = self._named = config
     self.workdir = pathlib.Path(workdir)
     self.mesh = mesh
     self.source = pathlib.Path(config.get("source") or "")
+    self.fitted: dict[str, int] = {}
 
   @functools.cached_property
   def data_dir(self) -> pathlib.Path:
@@ -108,7 +111,10 @@ class Run:
 
   def claim(self) -> None:
     """Makes the directory this run's own; see `claim.claim`."""
-    claim.claim(self.config, self.workdir)
+    claim.claim(self._named, self.workdir)
+    path = self.workdir / directory.FITTED
+    if self.fitted and not path.exists() and jax.process_index() == 0:
+      directory.write_text(path, json.dumps(self.fitted) + "\n")
     if "prompts" in self.config:
       prompting.keep(self.workdir, self.template)
 
