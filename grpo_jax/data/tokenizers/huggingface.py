@@ -122,6 +122,10 @@ class HuggingFaceTokenizer:
       else ""
     )
 
+  def with_settings(self, settings: special.Settings) -> "HuggingFaceTokenizer":
+    """The same vocabulary beside other special tokens."""
+    return HuggingFaceTokenizer(self._model, settings, self._files)
+
   def is_control(self, token: int) -> bool:
     """Whether a token was added beside the vocabulary of text."""
     return token in self._model.get_added_tokens_decoder()

@@ -8,7 +8,7 @@ token; ids that mean nothing are dropped by `decode`, which never raises: a
 policy may draw a slot of the padded vocabulary that no piece occupies.
 """
 
-import copy
+import dataclasses
 import hashlib
 import io
 import json
@@ -120,6 +120,12 @@ class SentencePieceTokenizer:
     known = 0 <= int(token) < self.vocab_size
     return self._model.id_to_piece(int(token)) if known else ""
 
+  def with_settings(
+    self, settings: special.Settings
+  ) -> "SentencePieceTokenizer":
+    """The same model beside other special tokens."""
+    return SentencePieceTokenizer(self._proto, settings)
+
   def is_control(self, token: int) -> bool:
     """Whether a token has a meaning and no text of its own."""
     return token in self._control.values()
@@ -203,6 +209,10 @@ class ByteTokenizer:
   def piece(self, token: SupportsIndex) -> str:
     """How one id looks, for people to read; "" for an unoccupied id."""
     return self._bytes(token).decode("utf-8", "backslashreplace")
+
+  def with_settings(self, settings: special.Settings) -> "ByteTokenizer":
+    """The same symbols beside other special tokens."""
+    return ByteTokenizer(self._symbols, settings)
 
   def is_control(self, token: int) -> bool:
     """Whether a token is no byte: one of pad, bos, eos, or a symbol."""
@@ -392,16 +402,15 @@ def with_stop(tokenizer: Tokenizer, token: int, *, named: bool) -> Tokenizer:
     named: whether the token is the `eos_token` from now on, where the
       tokenizer's files can name it, so that it comes first.
   """
-  changed = copy.copy(tokenizer)
-  if named and not isinstance(changed, ByteTokenizer):
-    text = tokenizer.piece(token)
-    changed.eos_ids = token, *tokenizer.eos_ids
-    changed.special_tokens = dict(tokenizer.special_tokens) | {
-      "eos_token": text
-    }
-    changed.settings = tokenizer.settings.with_eos(text)
-  else:
-    changed.eos_ids = *tokenizer.eos_ids, token
+  settings, stops = tokenizer.settings, (*tokenizer.eos_ids, token)
+  if named and not isinstance(tokenizer, ByteTokenizer):
+    stops = token, *tokenizer.eos_ids
+    settings = settings.with_eos(tokenizer.piece(token))
+  # As its saved files will be read.
+  changed = tokenizer.with_settings(
+    dataclasses.replace(settings, stop_ids=stops)
+  )
+  changed.chat_template = tokenizer.chat_template
   return changed
 
 
