@@ -59,6 +59,12 @@ def get_config(arg=None):
   c.datasets = published(arg)
   if not c.datasets:
     built_in(c)
+    if configs.is_real(c.source):
+      # What the model itself is asked in, and how far; the task stays.
+      usual = configs.evaluate()
+      c.model, c.prompts = usual.model, usual.prompts
+      c.evaluate.update(prompt_slots=512, prompts_per_batch=16)
+      c.evaluate.sampling.update(max_new_tokens=1024, cache_chunk=256)
     if arg.probes or arg.base:
       built_in_probes(c, arg.base)
   elif arg.built_in:

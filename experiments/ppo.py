@@ -60,6 +60,9 @@ def built_in(arg):
   )
   if arg.base:
     c.source, c.pretrain = arg.base, None
+    if configs.is_real(arg.base):
+      configs.real_rl(c)
+      c.value = configs.value()
   else:
     c.pretrain.seed = arg.seed
   return c

@@ -57,6 +57,16 @@ def get_config(arg=None):
   )
   c.evaluate = evaluation(arg.task)
   c.log_every = 5
+  if configs.is_real(c.source):
+    usual = configs.preference()
+    c.model, c.prompts, c.optimizer = (
+      usual.model,
+      usual.prompts,
+      usual.optimizer,
+    )
+    c.max_length, c.batch = 2048, dict(num_rows=32, num_microbatches=4)
+    configs.real_evaluation(c.evaluate)
+    c.evaluate.prompts_per_batch = 16
   if arg.smoke:
     c.num_epochs = 1
     c.optimizer.warmup_updates = 0

@@ -43,6 +43,8 @@ def get_config(arg=None):
     c.source = arg.base or f"{arg.runs}/r1_zero-bilingual/base"
     # A few updates: enough for the form, and RL has something left to teach.
     c.num_epochs, c.optimizer.learning_rate = 1, 2e-4
+    if configs.is_real(c.source):
+      configs.real_sft(c)
   else:
     # Not run so far: it wants accelerators.
     c.source = arg.base or f"checkpoints/{arg.model}"

@@ -58,6 +58,8 @@ def get_config(arg=None):
   )
   if tiny:
     c.source = arg.base or f"{arg.runs}/r1_zero-bilingual/base"
+    if configs.is_real(c.source):
+      configs.real_sft(c)
   else:
     # Not run so far: it wants accelerators.
     c.source = arg.base or f"checkpoints/{arg.model}"

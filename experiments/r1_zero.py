@@ -16,7 +16,9 @@ docs/results.md says more.
   experiments/r1_zero.py:bilingual    a base that thinks in two languages, as
                                       the other stages of the recipe read it
   experiments/r1_zero.py:base=DIR     on the checkpoint of another run, or on a
-                                      directory of Hugging Face
+                                      directory of Hugging Face: then in
+                                      bfloat16, completions of 1,024 tokens,
+                                      and batches that fit the devices
   experiments/r1_zero.py:data=FILE    your own problems: JSON lines, a list in
                                       a .json file, or .csv
   experiments/r1_zero.py:qwen2.5-7b   the paper's hyperparameters
@@ -64,6 +66,12 @@ def get_config(arg=None):
     c.prompts.prompt_slots = c.evaluate.prompt_slots = 336
   if arg.base:
     c.source, c.pretrain = arg.base, None
+    if configs.is_real(arg.base):
+      configs.real_rl(c)
+      if arg.smoke:
+        c.sampling.max_new_tokens = c.sampling.cache_chunk = 64
+        c.evaluate.sampling.update(max_new_tokens=64, cache_chunk=64)
+        c.evaluate.num_problems = 16
   else:
     c.pretrain.seed = arg.seed
   if arg.smoke:

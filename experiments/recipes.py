@@ -32,7 +32,8 @@ def dapo(c):
   c.weighting = "token_mean"
   c.loss = dict(clip_low=0.2, clip_high=0.28, kl_coef=0.0)
   c.dynamic_sampling = dict(max_rounds=3)
-  c.rewards.overlong = dict(weight=1.0, limit=88, cache=16)
+  limit = c.sampling.max_new_tokens
+  c.rewards.overlong = dict(weight=1.0, limit=limit, cache=2 * limit // 11)
 
 
 def gspo(c):
@@ -103,6 +104,8 @@ def get_config(arg=None):
   c.seed, c.ref_every = arg.seed, 0
   c.total_steps = 2 if arg.smoke else arg.steps
   c.optimizer.schedule = "constant"
+  if arg.base and configs.is_real(arg.base):
+    configs.real_rl(c)
   recipes[arg.recipe](c)
   if arg.base:
     c.source, c.pretrain = arg.base, None

@@ -30,6 +30,8 @@ class Problem(NamedTuple):
     prompt: the text that the policy completes: the question in its template.
     details: what else the verifier needs, in a form of its own.
     columns: by name, what a user's file has besides; for reward functions.
+    form: what a completion should look like after this prompt: a name in
+      `rewards.format.Style`, which `data.prompts.ask` sets; "" if not known.
   """
 
   question: str
@@ -38,6 +40,7 @@ class Problem(NamedTuple):
   prompt: str
   details: str = ""
   columns: Mapping[str, Any] = {}
+  form: str = ""
 
   def __hash__(self) -> int:
     """Of all but the columns, whose values may have none."""

@@ -23,6 +23,7 @@ from grpo_jax.configs.flags import (
   stage_of,
 )
 from grpo_jax.configs.manual import help_text
+from grpo_jax.configs.real import is_real, real_evaluation, real_rl, real_sft
 from grpo_jax.configs.stages import (
   chain,
   collect,
@@ -55,6 +56,7 @@ __all__ = [
   "export",
   "fields",
   "help_text",
+  "is_real",
   "load",
   "miniature_base",
   "miniature_evaluation",
@@ -65,6 +67,9 @@ __all__ = [
   "preference_base",
   "preferences",
   "pretrain",
+  "real_evaluation",
+  "real_rl",
+  "real_sft",
   "rejection",
   "reward_model",
   "rl",

@@ -133,7 +133,8 @@ def rl() -> config_dict.ConfigDict:
   c.ref_every = 400
   c.batching = dict(
     num_minibatches=1,  # Optimizer updates of a rollout.
-    num_microbatches=1,  # Pieces in which an update is computed.
+    # Pieces in which an update is computed; 0 for as few as fit the devices.
+    num_microbatches=1,
     length_multiple=512,  # Tokens: lengths that are compiled.
   )
   c.optimizer = _optimizer(3e-6)
@@ -145,7 +146,8 @@ def rl() -> config_dict.ConfigDict:
     data=dict(name="gsm8k", split="test"),
     prompt_slots=512,  # The longest prompt, in tokens.
     num_problems=0,  # The first ones of the dataset; 0 for all.
-    prompts_per_batch=64,  # Asked at once.
+    # Asked at once; in training 0 is for as many as fit the devices.
+    prompts_per_batch=64,
     sampling=dict(
       group_size=4,
       max_new_tokens=32_768,
@@ -179,7 +181,8 @@ def sft() -> config_dict.ConfigDict:
   c.num_epochs = 2  # Times that each conversation is read.
   # Ends earlier where this is not 0; the learning rate falls by then.
   c.max_steps = 0
-  # Conversations longer than a row are left out.
+  # Conversations longer than a row are left out. `num_microbatches`: pieces of
+  # a gradient; 0 for as few as fit the devices.
   c.batch = dict(num_rows=64, row_length=32_768, num_microbatches=8)
   # As in `pretrain`.
   c.loss = pretrain().loss

@@ -10,6 +10,7 @@ from grpo_jax import errors, schema
 
 _SCALARS = (bool, int, float, str)
 _NONE = type(None)
+_WORDS = {"true": True, "false": False}
 
 
 def parse(path: str, text: str, option: schema.Option, current: Any) -> Any:
@@ -29,7 +30,7 @@ def parse(path: str, text: str, option: schema.Option, current: Any) -> Any:
     return text
   types_ = types_of(option, current)
   if not types_:
-    return _literal(text, text)
+    return _WORDS.get(text.lower(), _literal(text, text))
   for type_ in (_NONE, *_SCALARS[:-1], tuple, dict, str):
     if type_ in types_:
       value = _read(text, type_, alone=len(types_) == 1)
@@ -74,9 +75,8 @@ def _read(text: str, type_: type, alone: bool) -> Any:
   if type_ is _NONE:
     return None if text == "None" else text
   if type_ is bool:
-    words = {"true": True, "false": False}
-    words |= {"1": True, "0": False} if alone else {}
-    return words.get(text.lower())
+    digits = {"1": True, "0": False} if alone else {}
+    return (_WORDS | digits).get(text.lower())
   if type_ in (int, float):
     try:
       return type_(text)

@@ -8,15 +8,16 @@ P prompts a batch, k completions each, S prompt slots.
 
 import collections
 import dataclasses
+import datetime
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from grpo_jax.curation import decontamination, worked_examples
 from grpo_jax.data import datasets, prompts
-from grpo_jax.data.tokenizers import tokenizer
+from grpo_jax.data.tokenizers import templates, tokenizer
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
 from grpo_jax.types import Completions, Problem
@@ -30,6 +31,8 @@ class Prompting:
     source: directory of a run, whose newest checkpoint is asked, or one of
       Hugging Face.
     template: a name in `prompts.TEMPLATES`, a file, or "chat".
+    system: what a conversation begins with, as `prompts.read_system` reads it.
+    variables: what else a chat template reads, such as `enable_thinking`.
     message: what the user says, in the place of the bare question: a name in
       `prompts.TEMPLATES`, such as "detailed", or a file.
     shots: worked examples: a name in `worked_examples.EXAMPLES` or the
@@ -44,6 +47,8 @@ class Prompting:
 
   source: str
   template: str = "r1_zero"
+  system: str = ""
+  variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   message: str = "bare"
   shots: str = ""
   num_shots: int = 0
@@ -107,6 +112,8 @@ def ask(
   *,
   sampling: Mapping[str, Any],
   prompts_per_batch: int,
+  date: datetime.date | None = None,
+  tell: Callable[[str], Any] = lambda line: None,
 ) -> Asking:
   """Returns the prompts of a way, without problems of test sets.
 
@@ -116,12 +123,20 @@ def ask(
     tests: wording of test sets.
     sampling: fields that the way may set otherwise.
     prompts_per_batch: P, unless there are fewer.
+    date: that a chat template tells; None for today.
+    tell: takes a line on prompts that are too long, which are left out.
 
   Raises:
-    ValueError: a template, worked examples or a prompt's length do not fit.
+    ValueError: a template or worked examples do not fit, or all prompts are too
+      long.
   """
-  tok = tokenizer.load(source_lib.tokenizer_directory(way.source))
   template = prompts.read_template(way.template, chat_too=True)
+  if template == prompts.CHAT:
+    system = prompts.read_system(way.system)
+    template = templates.Chat(system, way.variables, date)
+  tok = prompts.fitted(
+    tokenizer.load(source_lib.tokenizer_directory(way.source)), template
+  )
   message = prompts.read_template(way.message)
   shots = ()
   if way.shots:
@@ -137,19 +152,20 @@ def ask(
       left.append(problem)
     else:
       contaminated[test] += 1
-  said = [prompts.fill(message, p).prompt for p in left]
   asked, encoded = prompts.ask(
-    [p._replace(question=text) for p, text in zip(left, said, strict=True)],
+    left,
     template,
     tok,
     way.prompt_slots,
     shots=shots,
+    message=message,
+    tell=tell,
   )
   return Asking(
     tok,
-    [p._replace(question=q.question) for p, q in zip(asked, left, strict=True)],
+    asked,
     encoded,
-    min(prompts_per_batch, len(left)),
+    min(prompts_per_batch, len(asked)),
     decode.SamplingParams(**dict(sampling) | dict(way.sampling)),
     prompts.next_turn(template),
     dict(contaminated),

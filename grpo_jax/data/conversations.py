@@ -41,7 +41,7 @@ class ConversationSource:
     self,
     examples: Sequence[Example],
     tokenizer: tokenizers.Tokenizer,
-    template: str,
+    template: prompts.Template,
     *,
     num_rows: int,
     row_length: int,
@@ -118,7 +118,7 @@ class ConversationSource:
 def encode(
   examples: Sequence[Example],
   tokenizer: tokenizers.Tokenizer,
-  template: str,
+  template: prompts.Template,
   tell: Callable[[str], Any] = lambda line: None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
   """Ids of each conversation, and which of them are learned.
@@ -137,15 +137,18 @@ def encode(
   Raises:
     ValueError: the tokenizer has no chat template, or the template refuses a
       conversation; a plain template, and not one question and its answer; a
-      character that the tokenizer cannot write; or nothing to learn.
+      character that the tokenizer cannot write; nothing to learn; or none of
+      what is learned is a stop token of the tokenizer.
   """
-  encode_some = _encode_chats if template == prompts.CHAT else _encode_plain
+  chat = prompts.as_chat(template)
+  encode_some = _encode_plain if chat is None else _encode_chats
   encoded, told = [], time.monotonic()
+  stops = np.asarray(tokenizer.eos_ids)
   for first in range(0, len(examples), _ENCODED_TOGETHER):
     last = min(first + _ENCODED_TOGETHER, len(examples))
     some = [examples[i] for i in range(first, last)]
     for number, (ids, learned) in enumerate(
-      encode_some(some, tokenizer, template, first), start=first
+      encode_some(some, tokenizer, chat or template, first), start=first
     ):
       # The first token follows nothing that could predict it.
       learned = np.asarray(learned) & (np.arange(len(ids)) > 0)
@@ -157,17 +160,36 @@ def encode(
         )
       if not learned.any():
         raise ValueError(f"Conversation {number} has nothing to learn.")
-      encoded.append((np.asarray(ids, np.int32), learned))
+      ids = np.asarray(ids, np.int32)
+      if not np.isin(ids[learned], stops).any():
+        raise ValueError(_without_end(number, ids[learned], tokenizer))
+      encoded.append((ids, learned))
     if time.monotonic() - told > _SECONDS_BETWEEN_LINES:
       told = time.monotonic()
       tell(f"{last:,} of {len(examples):,} conversations are encoded.")
   return encoded
 
 
-def _encode_chats(examples, tokenizer, template, first):
+def _without_end(
+  number: int, learned: np.ndarray, tokenizer: tokenizers.Tokenizer
+) -> str:
+  """Says that a policy which learns from a conversation would never stop."""
+  last = "".join(map(tokenizer.piece, learned[-3:]))
+  stops = ", ".join(repr(tokenizer.piece(i)) for i in tokenizer.eos_ids)
+  return (
+    f"Conversation {number} teaches no token that ends a completion: what is"
+    f" learned of it ends in {last!r}, and sampling stops at {stops} alone. Let"
+    " the chat template end what the assistant says with a token of its own,"
+    " inside {% generation %} if it has that, or name the token that it writes"
+    ' as "eos_token" in tokenizer_config.json.'
+  )
+
+
+def _encode_chats(examples, tokenizer, chat, first):
+  begin = chat.beginning(tokenizer)
   for number, example in enumerate(examples, start=first):
     try:
-      yield templates.encode(tokenizer, example.messages)
+      yield templates.encode(tokenizer, begin(example.messages), **chat.given)
     except ValueError as error:
       raise ValueError(f"Conversation {number}: {error}") from error
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from grpo_jax.data import conversations, rows
+from grpo_jax.data import conversations, prompts, rows
 from grpo_jax.data.preferences import Pair
 from grpo_jax.data.tokenizers import tokenizer as tokenizers
 from grpo_jax.types import Example, PairedCompletions
@@ -31,7 +31,7 @@ class EncodedPair(NamedTuple):
 def encode(
   pairs: Sequence[Pair],
   tokenizer: tokenizers.Tokenizer,
-  template: str,
+  template: prompts.Template,
   max_length: int,
 ) -> list[EncodedPair]:
   """The pairs of which both texts have at most `max_length` tokens.
@@ -86,10 +86,10 @@ def mismatched(batch: PairedCompletions) -> PairedCompletions:
   tokens, segments = np.copy(batch.tokens), np.copy(batch.segments)
   mask, weights = np.copy(batch.mask), np.copy(batch.weights)
   count = int(np.count_nonzero(weights))
-  prompts = [_split(batch, row, 0)[0] for row in range(count)]
-  for row, prompt in enumerate(prompts):
+  asked = [_split(batch, row, 0)[0] for row in range(count)]
+  for row, prompt in enumerate(asked):
     others = ((row + step) % count for step in range(1, count))
-    other = next((i for i in others if prompts[i] != prompt), None)
+    other = next((i for i in others if asked[i] != prompt), None)
     if other is None:
       weights[row] = 0.0
       continue

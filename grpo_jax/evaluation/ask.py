@@ -6,7 +6,7 @@ P prompts, k completions each.
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,10 +51,11 @@ class Questions(NamedTuple):
 def make_questions(
   section: Mapping[str, Any],
   tok: tokenizer.Tokenizer,
-  template: str,
+  template: prompts.Template,
   data_dir: str | os.PathLike,
   *,
   examples: Sequence[str] = (),
+  tell: Callable[[str], Any] = lambda line: None,
 ) -> Questions:
   """Returns the problems that `config.evaluate` names.
 
@@ -67,10 +68,12 @@ def make_questions(
     data_dir: where prepared datasets are kept.
     examples: texts in front of each prompt; under a chat template in front of
       the question.
+    tell: takes a line on prompts that are longer than their slots, which are
+      left out.
 
   Raises:
-    ValueError: a prompt is longer than its slots, a dataset has no problems, or
-      not one of its reference answers can be read.
+    ValueError: all prompts are longer than their slots, a dataset has no
+      problems, or not one of its reference answers can be read.
     sandbox.IsolationError: programs are asked for that could not be run safely.
   """
   problems = datasets.load(**section["data"], data_dir=data_dir)
@@ -79,37 +82,30 @@ def make_questions(
   answer.check(problems)
   slots = section["prompt_slots"]
   front = "".join(f"{text}\n\n" for text in examples)
-  if template == prompts.CHAT:
-    asked = [p._replace(question=front + p.question) for p in problems]
+  message = "{question}"
+  if prompts.as_chat(template) is not None:
+    message = front + message
   else:
-    asked, template = problems, front + template
-  asked, encoded = prompts.ask(asked, template, tok, slots)
-  problems = [
-    problem._replace(prompt=filled.prompt)
-    for problem, filled in zip(problems, asked, strict=True)
-  ]
+    template = f"{front}{template}"
+  asked, encoded = prompts.ask(
+    problems, template, tok, slots, message=message, tell=tell
+  )
   rewards = section.get("rewards", REWARDS)
-  combine.check_columns(rewards, problems)
+  combine.check_columns(rewards, asked)
   notes = references.check(
     rewards,
-    problems,
+    asked,
     where=f"the dataset {section['data'].get('name')!r}",
-    thinks=thinks(tok, template),
   )
   return Questions(
-    problems,
+    asked,
     encoded,
     slots,
-    min(section["prompts_per_batch"], len(problems)),
+    min(section["prompts_per_batch"], len(asked)),
     decode.SamplingParams(**section["sampling"]),
     rewards,
     tuple(notes),
   )
-
-
-def thinks(tok: tokenizer.Tokenizer, template: str) -> bool:
-  """Whether a policy's own chat template, in force, knows of thinking."""
-  return template == prompts.CHAT and "</think>" in (tok.chat_template or "")
 
 
 def evaluate(
@@ -120,15 +116,19 @@ def evaluate(
   return results_lib.scalars(answers), answers
 
 
-def load_policy(source: str, mesh: Mesh, **model: Any) -> Policy:
+def load_policy(
+  source: str, mesh: Mesh, template: prompts.Template = "", **model: Any
+) -> Policy:
   """Returns the newest checkpoint of a run, or a model of Hugging Face.
 
   Args:
     source: its directory.
     mesh: to place it on.
+    template: in which it is asked; its stop tokens follow from it.
     **model: how it is computed, see `runs.source.load_policy`.
   """
   tok = tokenizer.load(source_lib.tokenizer_directory(source))
+  tok = prompts.fitted(tok, template)
   cfg, params, step = source_lib.load_policy(source, mesh, **model)
   return Policy(params, cfg, tok, mesh, step)
 

@@ -1,16 +1,21 @@
-"""The format reward: thinking, then an answer, each in its own tags.
+"""The format reward: thinking, then an answer, in the form that is asked for.
 
 Here too: the tags that every reward reads, and how often a completion reflects.
 """
 
 import collections
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 from grpo_jax import types
 
 _TAG = re.compile(r"(</?(?:think|answer)>)")
+_THINK_TAG = re.compile(r"(</?think>)")
 _WELL_FORMED = ["<think>", "</think>", "<answer>", "</answer>"]
+# Something is in it.
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{\s*[^\s}]")
 _REFLECTION = re.compile(
   r"\b(?:wait|mistake|however|but|retry|error|verify|wrong|evaluate|check)\b",
   re.IGNORECASE,
@@ -49,56 +54,155 @@ def tagged_answer(problem: types.Problem, completion: str) -> str | None:
   return pieces[-3].strip()
 
 
-def well_formed(
-  problems: Sequence[types.Problem], completions: Sequence[str]
-) -> list[float]:
-  """1.0 for `<think> ... </think> <answer> ... </answer>`, otherwise 0.0.
+Style = Literal["auto", "tags", "think", "box"]
 
-  Each tag once and in this order, something written in both, and only white
-  space before, between and after. DeepSeek-R1, https://arxiv.org/abs/2501.12948
-  section 2.2 and table 1.
+
+def well_formed(
+  problems: Sequence[types.Problem],
+  completions: Sequence[str],
+  *,
+  style: Style = "auto",
+) -> list[float]:
+  r"""1.0 for thinking and then an answer in the form asked for, otherwise 0.0.
+
+  "tags" is `<think> ... </think> <answer> ... </answer>`: each tag once and in
+  this order, and only white space before, between and after. DeepSeek-R1,
+  https://arxiv.org/abs/2501.12948 section 2.2 and table 1.
+
+  "think" is `<think> ... </think> ...`, as models write that think by
+  themselves: both tags once, white space before, and the answer after.
+
+  "box" is an answer that has one `\boxed{}` or more, behind the thinking where
+  there is any. A completion need not think.
+
+  What a prompt has begun, or ended, is not written again. A thought has a
+  letter or a digit in it, and an answer something that can be seen.
+
+  Args:
+    problems: B problems with their prompts.
+    completions: B texts.
+    style: of those above; "auto" is what each prompt asks for
+      (`Problem.form`), and "tags" where that is not known.
   """
   return [
-    float(_is_well_formed(split_tags(problem, completion)))
+    _score(problem, completion, style, _is_well_formed)
     for problem, completion in zip(problems, completions, strict=True)
   ]
 
 
 def tag_count(
-  problems: Sequence[types.Problem], completions: Sequence[str]
+  problems: Sequence[types.Problem],
+  completions: Sequence[str],
+  *,
+  style: Style = "auto",
 ) -> list[float]:
-  """A quarter for each of the four tags that is in its place.
+  """An equal share for each part of the form that is in its place.
 
   A softer `well_formed`, which a base model finds earlier, and 1.0 for the same
-  completions. A tag is in its place if it stands once, no tag that belongs
-  behind it stands before it, something is written on its inner side and nothing
-  on its outer side. So empty thoughts and answers, nested and repeated tags and
-  text outside earn less.
+  completions. The parts are the tags, four or two; with "box" the two tags,
+  where there is any of them, and the box. A tag is in its place if it stands
+  once, no tag that belongs behind it stands before it, something is written on
+  its inner side and nothing on its outer side; behind the thinking of "think"
+  and "box" stands the answer. So empty thoughts and answers, nested and
+  repeated tags and text outside earn less.
+
+  Args:
+    problems: B problems with their prompts.
+    completions: B texts.
+    style: as for `well_formed`.
   """
   return [
-    _tag_count(split_tags(problem, completion))
+    _score(problem, completion, style, _share)
     for problem, completion in zip(problems, completions, strict=True)
   ]
 
 
-def _tag_count(pieces: list[str]) -> float:
-  tags, texts = pieces[1::2], [piece.strip() for piece in pieces[::2]]
+class _Form(NamedTuple):
+  """A completion beside the form that it should have.
+
+  Attributes:
+    pieces: text, tag, text, ...
+    tags: that there should be, in their order.
+    answers: whether an answer stands behind the last tag, outside of tags.
+    boxed: whether it needs a box, and has it; None where it needs none.
+  """
+
+  pieces: list[str]
+  tags: list[str]
+  answers: bool
+  boxed: bool | None
+
+
+def _score(
+  problem: types.Problem,
+  completion: str,
+  style: Style,
+  read: Callable[[_Form], float],
+) -> float:
+  chosen = (problem.form or "tags") if style == "auto" else style
+  if chosen == "tags":
+    pieces = split_tags(problem, completion)
+    return float(read(_Form(pieces, _WELL_FORMED, False, None)))
+  prompt = problem.prompt.rstrip()
+  if prompt.endswith("<think>"):
+    completion = "<think>" + completion
+  pieces = _THINK_TAG.split(completion)
+  boxed = None
+  if chosen == "box":
+    thinks = pieces[-2:-1] == ["<think>"]
+    boxed = not thinks and bool(_BOX.search(pieces[-1]))
+  # A prompt that has ended the thinking leaves none to do.
+  none = prompt.endswith("</think>") or (chosen == "box" and len(pieces) == 1)
+  tags = [] if none else _WELL_FORMED[:2]
+  return float(read(_Form(pieces, tags, True, boxed)))
+
+
+def _is_well_formed(form: _Form) -> bool:
+  texts = form.pieces[::2]
+  if form.pieces[1::2] != form.tags or form.boxed is False:
+    return False
+  if form.answers and not _is_visible(texts[-1]):
+    return False
+  if not form.tags:
+    return True
+  if len(form.tags) == 4 and not _is_visible(texts[3]):
+    return False
+  outside = [text for text in texts[::2] if text.strip()]
+  return _says_something(texts[1]) and len(outside) == form.answers
+
+
+def _share(form: _Form) -> float:
+  if not form.tags:
+    return float(_is_well_formed(form))
+  tags, texts = form.pieces[1::2], form.pieces[::2]
   counts = collections.Counter(tags)
   furthest, earned = -1, 0
   for tag, before, behind in zip(tags, texts[:-1], texts[1:], strict=True):
-    place = _WELL_FORMED.index(tag)
+    place = form.tags.index(tag)
     inner, outer = (before, behind) if tag[1] == "/" else (behind, before)
+    has = _says_something if tag.endswith("think>") else _is_visible
+    fits = not outer.strip()
+    if form.answers and tag == form.tags[-1]:
+      fits = _is_visible(outer)
     in_order = place > furthest
-    earned += bool(counts[tag] == 1 and in_order and inner and not outer)
+    earned += bool(counts[tag] == 1 and in_order and has(inner) and fits)
     furthest = max(furthest, place)
-  return earned / len(_WELL_FORMED)
+  parts = len(form.tags)
+  if form.boxed is not None:
+    earned, parts = earned + form.boxed, parts + 1
+  return earned / parts
 
 
-def _is_well_formed(pieces: list[str]) -> bool:
-  if pieces[1::2] != _WELL_FORMED:
-    return False
-  before, thinking, between, answer, after = (p.strip() for p in pieces[::2])
-  return bool(thinking and answer) and not (before or between or after)
+def _says_something(text: str) -> bool:
+  """Whether a thought has a letter or a digit."""
+  return any(map(str.isalnum, text))
+
+
+def _is_visible(text: str) -> bool:
+  """Whether there is a character that is neither blank nor of no width."""
+  return any(
+    not (c.isspace() or unicodedata.category(c) in ("Cc", "Cf")) for c in text
+  )
 
 
 def reflection_words(text: str) -> int:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from grpo_jax import errors, types
 from grpo_jax.rewards import answer, length, user_functions
-from grpo_jax.rewards import format as format_lib
 from grpo_jax.rewards import section as section_lib
 
 # So many references are graded, drawn by chance but the same at each start, in
@@ -20,7 +19,6 @@ MOST, SECONDS = 2000, 10.0
 _AT_ONCE = 128
 # Of the sources whose references are no answers but what a verifier reads.
 _OWN = ("countdown", "reasoning_gym")
-_FORMATS = (format_lib.well_formed, format_lib.tag_count)
 _SHOWN = 60  # Characters of an example.
 
 
@@ -41,7 +39,6 @@ def check(
   problems: Sequence[types.Problem],
   *,
   where: str,
-  thinks: bool = False,
   fill: Callable[[types.Problem], types.Problem] = lambda problem: problem,
 ) -> list[str]:
   """Returns a sentence on what of a run's problems could not be rewarded.
@@ -52,7 +49,6 @@ def check(
     section: of rewards.
     problems: at random access.
     where: how a sentence names them, such as "config.data".
-    thinks: whether the policy's chat template knows of thinking in tags.
     fill: gives a problem its prompt, where it has none yet.
 
   Raises:
@@ -65,14 +61,11 @@ def check(
   for name in names:
     asked = terms[name].only_for
     rows = [p for p in chosen if asked is None or p.source in asked]
-    read = grade(rows, thinks)
+    read = grade(rows)
     if read.unread:
       found.append(_unread_sentence(where, name, len(problems), read))
       if len(read.unread) == len(read.tried):
         raise errors.ConfigError(found[-1])
-  for name, term in terms.items():
-    if term.function.func in _FORMATS and chosen and term.weight:
-      found += _form_sentence(name, term, chosen[0], thinks)
   return found
 
 
@@ -93,7 +86,6 @@ def sample(
 
 def grade(
   problems: Sequence[types.Problem],
-  thinks: bool = False,
   *,
   seconds: float = SECONDS,
 ) -> Read:
@@ -103,7 +95,6 @@ def grade(
 
   Args:
     problems: with their prompts.
-    thinks: see `forms`.
     seconds: after which no more are tried.
   """
   answers = [p for p in problems if _is_answer(p)]
@@ -113,17 +104,15 @@ def grade(
       break
     part = answers[first : first + _AT_ONCE]
     read.tried.extend(part)
-    read.unread.extend(_unread(part, thinks))
+    read.unread.extend(_unread(part))
   return read
 
 
-def _unread(
-  tried: Sequence[types.Problem], thinks: bool
-) -> list[types.Problem]:
+def _unread(tried: Sequence[types.Problem]) -> list[types.Problem]:
   """Those whose reference is right in none of its forms."""
   rows, texts = [], []
   for row, problem in enumerate(tried):
-    for text in forms(problem, thinks).values():
+    for text in forms(problem).values():
       rows.append(row)
       texts.append(text)
   grades = answer.grades([tried[row] for row in rows], texts)
@@ -133,22 +122,23 @@ def _unread(
   return [p for row, p in enumerate(tried) if row not in right]
 
 
-def forms(problem: types.Problem, thinks: bool = False) -> dict[str, str]:
+def forms(problem: types.Problem) -> dict[str, str]:
   r"""Returns right completions by the name of their form.
 
   The one that the prompt asks for, "tags" or "boxed"; where it asks for none,
   these and "sentence".
 
   Args:
-    problem: with its prompt.
-    thinks: whether completions think in tags before they answer.
+    problem: with its prompt and form.
   """
   prompt = problem.prompt.rstrip()
   final = user_functions.reference(problem)
   thought = ""
   if prompt.endswith("<think>"):
     thought = "I see.\n</think>\n\n"
-  elif (thinks or "<think>" in prompt) and not prompt.endswith("</think>"):
+  elif not prompt.endswith("</think>") and (
+    problem.form == "think" or "<think>" in prompt
+  ):
     thought = "<think>\nI see.\n</think>\n\n"
   found = {
     "tags": (thought or "<think>I see.</think>") + f"<answer>{final}</answer>",
@@ -192,23 +182,6 @@ def _unread_sentence(where: str, name: str, total: int, read: Read) -> str:
         f" text, {more:,} of these {unread:,} can be read."
       )
   return text
-
-
-def _form_sentence(
-  name: str, term: section_lib.Term, problem: types.Problem, thinks: bool
-) -> list[str]:
-  """A sentence where a model that thinks by itself could earn no format."""
-  if not thinks or "<answer>" in problem.prompt:
-    return []
-  found = forms(problem, thinks)
-  texts = [text for form, text in found.items() if form != "tags"]
-  if max(term.function([problem] * len(texts), texts)) >= 1.0:
-    return []
-  return [
-    f"config.rewards.{name} wants answers in <answer> tags, and nothing in the"
-    r" chat template tells the model of them, which writes <think> ... </think>"
-    r" ... \boxed{...}: tell it in the prompt, or leave the term out."
-  ]
 
 
 def _short(text: str) -> str:

@@ -3,8 +3,10 @@
 A run's directory holds `config.json` (which run this is), `model.json` and
 `tokenizer/` (what its parameters mean), `checkpoints/` and what the run prints
 and measures. Where fields changed while it went on, `changes.jsonl` tells of
-them. Where it trains adapters, `lora.json` tells of them and of the frozen
-model, which stays where it is.
+them. `prompts.json` tells how it asks under a chat template: with which system
+prompt, and of which day; `fitted.json`, of sizes that its config left to the
+machine. Where it trains adapters, `lora.json` tells of them
+and of the frozen model, which stays where it is.
 """
 
 import dataclasses
@@ -25,6 +27,7 @@ from grpo_jax.runs import changes
 CONFIG, CHANGES = "config.json", "changes.jsonl"
 CHECKPOINTS = "checkpoints"
 MODEL, LORA = "model.json", "lora.json"
+PROMPTS, FITTED = "prompts.json", "fitted.json"
 
 # A config with the defaults of all that it lacks.
 Complete = Callable[[dict[str, Any]], dict[str, Any]]

@@ -19,7 +19,15 @@ from grpo_jax.runs import changes, directory, log
 
 PARENT = "parent.json"
 # What a run's directory holds beside checkpoints and lines by step.
-_CONTENT = (directory.MODEL, directory.LORA, "tokenizer", "base", "tensorboard")
+_CONTENT = (
+  directory.MODEL,
+  directory.LORA,
+  directory.PROMPTS,
+  directory.FITTED,
+  "tokenizer",
+  "base",
+  "tensorboard",
+)
 # Fields, or sections, that say what is trained, and of what.
 _FIXED = ("stage", "pretrain", "tokenizer", "lora.rank", "lora.targets")
 # Fields of `model` that say how it is computed.

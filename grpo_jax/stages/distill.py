@@ -11,7 +11,7 @@ P prompts, G completions each; B rows of text.
 
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -154,6 +154,7 @@ def make_write(run: setup.Run) -> Callable[[int, Params], TextBatch]:
     num_prompts=config.prompts.num_prompts,
     prompt_slots=config.prompts.prompt_slots,
     seed=config.seed,
+    tell=progress.say,
   )
   sampling = decode.SamplingParams(**config.sampling)
   sample_key = run.key(_SAMPLE)
@@ -254,6 +255,18 @@ def advantage_loss(
 _OBJECTIVES = {"divergence": divergence_loss, "advantage": advantage_loss}
 
 
+def _own_prompts(
+  *, data: Mapping[str, Any], num_prompts: int, prompt_slots: int
+) -> None:
+  """Prompts to which the policy writes.
+
+  Args:
+    data: what `data.datasets.load` reads.
+    num_prompts: of a step.
+    prompt_slots: tokens that a prompt may have; longer ones are left out.
+  """
+
+
 SCHEMA = schema.Fields(
   configs.distill,
   {
@@ -264,7 +277,7 @@ SCHEMA = schema.Fields(
       ("chunk_size",),
       choices={"kind": distill.DIVERGENCES},
     ),
-    "prompts.data": sections.DATA,
+    "prompts": sections.prompts(_own_prompts, data=sections.DATA),
     "sampling": sections.SAMPLING,
     "optimizer": sections.OPTIMIZER,
   },
@@ -308,8 +321,12 @@ def check(config: ConfigDict) -> None:
       )
   source_lib.require_source(config.source)
   source_lib.require_source(config.teacher, "teacher")
+  # What ends a turn is what the policy learns it to be.
+  template = prompts.read_template(config.prompts.template, chat_too=True)
   tok, teacher_tok = (
-    tokenizer.load(source_lib.tokenizer_directory(source))
+    prompts.fitted(
+      tokenizer.load(source_lib.tokenizer_directory(source)), template
+    )
     for source in (config.source, config.teacher)
   )
   if differs := tokenizer.difference(tok, teacher_tok):

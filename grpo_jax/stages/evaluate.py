@@ -42,12 +42,15 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
   """
   check(config)
   with setup.open_run(config, workdir) as run:
-    load = functools.partial(ask.load_policy, mesh=run.mesh, **config.model)
+    load = functools.partial(
+      ask.load_policy, mesh=run.mesh, template=run.template, **config.model
+    )
     make = functools.partial(
       ask.make_questions,
       tok=run.tok,
       template=run.template,
       data_dir=run.data_dir,
+      tell=progress.say,
     )
     answer_to = functools.partial(ask.ask, key=jax.random.key(config.seed))
     sections = {
@@ -240,6 +243,7 @@ SCHEMA = schema.Fields(
   configs.evaluate,
   {
     "model": sections.MODEL,
+    "prompts": sections.prompts(),
     "evaluate.sampling": sections.SAMPLING,
     "evaluate.rewards": section_lib.SCHEMA,
     "datasets": schema.Named(_asked(_asks)),

@@ -258,6 +258,7 @@ class Comparison:
 SCHEMA = schema.Fields(
   configs.preference,
   {
+    "prompts": sections.prompts(),
     "model": sections.MODEL,
     "lora": sections.LORA,
     "loss": schema.Kind(preference.PREFERENCES),

@@ -67,9 +67,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
       run.template,
       run.tok,
       config.prompts.prompt_slots,
+      tell=progress.say,
     )
-    thinks = ask.thinks(run.tok, run.template)
-    setup.check_references(config.rewards, problems, thinks=thinks)
+    count = len(problems)
+    setup.check_references(config.rewards, problems)
     size = min(config.prompts.prompts_per_batch, count)
     sharding.split_rows(run.mesh, size, config.sampling.group_size)
     run.claim()
@@ -79,7 +80,13 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
       return Outcome.FINISHED
     run.tok.save(workdir / "tokenizer")
     annotator = annotate.Annotator(
-      ask.load_policy(config.source, run.mesh, frozen=True, **config.model),
+      ask.load_policy(
+        config.source,
+        run.mesh,
+        template=run.template,
+        frozen=True,
+        **config.model,
+      ),
       size,
       config.prompts.prompt_slots,
       decode.SamplingParams(**config.sampling),
@@ -208,10 +215,20 @@ def _lines(path: pathlib.Path) -> int:
   return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def _batches(*, prompt_slots: int, prompts_per_batch: int) -> None:
+  """Prompts of a batch.
+
+  Args:
+    prompt_slots: tokens that a prompt may have; longer ones are left out.
+    prompts_per_batch: how many are asked at a time.
+  """
+
+
 SCHEMA = schema.Fields(
   configs.preferences,
   {
     "data": sections.DATA,
+    "prompts": sections.prompts(_batches),
     "model": sections.MODEL,
     "sampling": sections.SAMPLING,
     "rewards": section_lib.SCHEMA,

@@ -29,14 +29,14 @@ from ml_collections import ConfigDict
 from grpo_jax import configs, errors, schema, sharding
 from grpo_jax.curation import ask, filters, rewriting, selection
 from grpo_jax.data import datasets, records
-from grpo_jax.data.tokenizers import tokenizer
+from grpo_jax.data.tokenizers import templates, tokenizer
 from grpo_jax.rewards import section as section_lib
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import log as run_log
 from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import Outcome, StopRequest
 from grpo_jax.sampling import decode, generate
-from grpo_jax.stages import claim, sections, setup
+from grpo_jax.stages import claim, prompting, sections, setup
 from grpo_jax.stages import describe as describe_lib
 from grpo_jax.types import Completions
 
@@ -65,6 +65,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
   with setup.open_run(config, workdir) as run:
     problems = datasets.load(**config.data.to_dict(), data_dir=run.data_dir)
     tests = ask.test_sets(run.data_dir, **config.decontaminate.to_dict())
+    day = prompting.day_of(workdir)
     questions = {
       name: ask.ask(
         way,
@@ -72,6 +73,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
         tests,
         sampling=config.sampling.to_dict(),
         prompts_per_batch=config.prompts_per_batch,
+        date=day,
+        tell=progress.say,
       )
       for name, way in ways.items()
     }
@@ -79,6 +82,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
     for asked in questions.values():
       setup.check_references(config.rewards, asked.problems)
     run.claim()
+    prompting.keep(workdir, templates.Chat(date=day))
     sources = remember_sources(workdir, ways, questions)
     selected = selection.Selection(
       dataclasses.replace(rules, tests=tests), ask.asked_again(questions)
@@ -245,6 +249,7 @@ SCHEMA = schema.Fields(
       schema.Options(
         ask.Prompting,
         nodes={
+          "variables": schema.Free(),
           "sampling": schema.Options(decode.SamplingParams, partial=True),
           "rewrite": rewriting.SCHEMA,
         },

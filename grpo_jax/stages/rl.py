@@ -18,7 +18,7 @@ from grpo_jax.runs import log as run_log
 from grpo_jax.runs import progress, report
 from grpo_jax.runs.signals import Outcome
 from grpo_jax.sampling import generate
-from grpo_jax.stages import rl_checks, rl_setup, setup
+from grpo_jax.stages import fit, rl_checks, rl_setup, setup
 from grpo_jax.train import loop as loop_lib
 
 SCHEMA, check, describe = (
@@ -37,6 +37,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
   """
   check(config)
   with setup.open_run(config, workdir) as run:
+    config = fit.fit_rl(run)
     begun = rl_setup.begin(run)
     if begun is None:
       return Outcome.STOPPED

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from grpo_jax import configs, errors, schema, stages
@@ -15,7 +16,7 @@ from grpo_jax.rl import dynamic_sampling, experience, health, schedule
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode
 from grpo_jax.stages import describe as describe_lib
-from grpo_jax.stages import sections
+from grpo_jax.stages import fit, sections
 from grpo_jax.train import optimizer
 
 
@@ -45,6 +46,7 @@ SCHEMA = schema.Fields(
     "model": sections.MODEL,
     "lora": sections.LORA,
     "data": sections.DATA,
+    "prompts": sections.prompts(sections.drawn),
     "from_step": schema.Free(),
     "curriculum": schema.Optional(schema.Options(curriculum_lib.PassRates)),
     "dynamic_sampling": schema.Optional(
@@ -130,8 +132,11 @@ def check(config: ConfigDict) -> None:
   check_sampling(config)
   check_prompts(config)
   parts = config.batching.num_minibatches, config.batching.num_microbatches
+  fit.check(config.prompts.num_prompts, "prompts.num_prompts")
+  fit.check(parts[1], "batching.num_microbatches")
+  fit.check(config.evaluate.prompts_per_batch, "evaluate.prompts_per_batch")
   optimizer.make_optimizer(config.total_steps * parts[0], **config.optimizer)
-  if config.prompts.num_prompts % (parts[0] * parts[1]):
+  if config.prompts.num_prompts % (parts[0] * max(parts[1], 1)):
     raise ValueError(
       f"config.prompts.num_prompts={config.prompts.num_prompts} must divide"
       f" by num_minibatches x num_microbatches = {parts[0]} x {parts[1]}."
@@ -244,6 +249,7 @@ def check_value(config: ConfigDict) -> None:
 
 def describe(config: ConfigDict) -> list[str]:
   """Returns lines on what the run would take."""
+  config, fitted = fit.rl(config, jax.device_count(), fit.memory())
   cfg = describe_lib.read_model(config)
   settings = lora.LoraConfig(**config.lora)
   _, lines = describe_lib.training(cfg, settings)
@@ -267,7 +273,7 @@ def describe(config: ConfigDict) -> list[str]:
     f" most; updates: {config.batching.num_minibatches:,}; steps:"
     f" {config.total_steps:,}"
   )
-  return lines
+  return fitted + lines
 
 
 def sampling_at(config: ConfigDict, step: int) -> decode.SamplingParams:

@@ -29,7 +29,7 @@ from grpo_jax.rl import health as health_lib
 from grpo_jax.runs import log as run_log
 from grpo_jax.runs import progress
 from grpo_jax.runs import source as source_lib
-from grpo_jax.stages import rl_checks, setup
+from grpo_jax.stages import prompting, rl_checks, setup
 from grpo_jax.train import loop, optimizer
 from grpo_jax.train import state as state_lib
 from grpo_jax.types import Problem
@@ -90,10 +90,7 @@ def begin(run: setup.Run) -> Begun | None:
     return None
   curriculum = make_curriculum(run, template, problems, from_step)
   if notes is None:
-    thinks = ask.thinks(run.tok, template)
-    notes = setup.check_references(
-      config.rewards, curriculum.problems, thinks=thinks
-    )
+    notes = setup.check_references(config.rewards, curriculum.problems)
   questions = run.questions(said=notes)
   notes = dict.fromkeys([*notes, *questions.notes])
   cfg, source, _ = source_lib.load_policy(
@@ -152,7 +149,7 @@ def make_health(
 
 def make_curriculum(
   run: setup.Run,
-  template: str,
+  template: prompts.Template,
   problems: Sequence[Problem],
   from_step: Mapping[str, int],
 ) -> curriculum_lib.Curriculum:
@@ -165,7 +162,10 @@ def make_curriculum(
     seed=config.seed,
     num_prompts=config.prompts.num_prompts,
     prompt_slots=config.prompts.prompt_slots,
+    tell=progress.say,
   )
+  prompting.check_told(config, batches.problem(0), run.source)
+  prompting.say_stops(run.tok, template)
   pass_rates = None
   if config.curriculum is not None:
     pass_rates = curriculum_lib.PassRates(**config.curriculum)

@@ -1,6 +1,6 @@
 """Sections that the configs of several stages have, and what they may hold."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -41,6 +41,53 @@ class _Optimizer(schema.Options):
       optimizer.check(dict(section.items()), path)
     except ValueError as error:
       raise errors.ConfigError(str(error)) from None
+
+
+def _how_asked(
+  *,
+  template: str,
+  system: str = "auto",
+  variables: Mapping[str, Any] = {},
+  date: str = "",
+) -> None:
+  """How problems are put to a policy.
+
+  Args:
+    template: a name in `data.prompts.TEMPLATES`, a file, or "chat" for the chat
+      template of the source's tokenizer. The other fields are for that one.
+    system: what a conversation begins with: a name in `data.prompts.SYSTEM`, a
+      file, the text itself, or "" for nothing. "auto" is what the source was
+      trained with, if that is a run; where RL begins with a model of others, it
+      is what tells of the form that a reward asks for, if the template does not
+      think by itself.
+    variables: what else the chat template reads, such as
+      dict(enable_thinking=False).
+    date: the day, such as 2026-01-31, that the chat template tells; empty for
+      the one on which the run begins, which it keeps.
+  """
+
+
+def prompts(own: Callable[..., None] | None = None, **nodes: schema.Node):
+  """What `prompts` of a stage may hold.
+
+  Args:
+    own: whose options it holds beside those of `_how_asked`.
+    **nodes: of options that are sections.
+  """
+  nodes["variables"] = schema.Free()
+  if own is None:
+    return schema.Options(_how_asked, nodes=nodes)
+  return schema.Options(own, shared=_how_asked, nodes=nodes)
+
+
+def drawn(*, num_prompts: int, prompt_slots: int) -> None:
+  """Prompts of a step.
+
+  Args:
+    num_prompts: of a step; 0 for as many as fit the devices (`stages.fit`).
+    prompt_slots: tokens that a prompt may have; longer ones are left out, and
+      their number is said.
+  """
 
 
 # Rewards of these names are known wherever a stage is.

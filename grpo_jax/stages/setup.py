@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from grpo_jax.rewards import combine, references
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.runs.signals import Outcome
-from grpo_jax.stages import claim
+from grpo_jax.stages import claim, prompting
 from grpo_jax.train import loop
 from grpo_jax.types import Problem
 
@@ -30,18 +31,20 @@ class Run:
   """A run of a stage; what its config names is read when it is asked for.
 
   Attributes:
-    config: of the stage, checked.
+    config: of the stage, checked; with sizes for those that it left open.
     workdir: the run's directory; claimed by `claim`, not before.
     mesh: in force.
     source: directory of the model that the run begins with.
+    fitted: what of the sizes that were left open the run keeps.
   """
 
   def __init__(self, config: ConfigDict, workdir: pathlib.Path, mesh: Mesh):
     """Reads nothing yet."""
-    self.config = config
+    self.config = self._named = config
     self.workdir = pathlib.Path(workdir)
     self.mesh = mesh
     self.source = pathlib.Path(config.get("source") or "")
+    self.fitted: dict[str, int] = {}
 
   @functools.cached_property
   def data_dir(self) -> pathlib.Path:
@@ -49,14 +52,15 @@ class Run:
     return pathlib.Path(self.config.data_dir).expanduser()
 
   @functools.cached_property
-  def template(self) -> str:
+  def template(self) -> prompts.Template:
     """In which prompts are asked."""
-    return prompts.read_template(self.config.prompts.template, chat_too=True)
+    return prompting.template_of(self.config, self.workdir, self.source)
 
   @functools.cached_property
   def tok(self) -> tokenizer.Tokenizer:
-    """Of the source."""
-    return tokenizer.load(source_lib.tokenizer_directory(self.source))
+    """Of the source, with the stop tokens that the template asks for."""
+    template = self.template if "prompts" in self.config else ""
+    return prompting.tokenizer_of(self.source, template)
 
   @functools.cached_property
   def lora(self) -> lora.LoraConfig:
@@ -88,7 +92,11 @@ class Run:
     if not self.config.evaluate:
       return None
     questions = ask.make_questions(
-      self.config.evaluate.to_dict(), self.tok, self.template, self.data_dir
+      self.config.evaluate.to_dict(),
+      self.tok,
+      self.template,
+      self.data_dir,
+      tell=progress.say,
     )
     progress.warn(note for note in questions.notes if note not in said)
     return questions
@@ -112,7 +120,12 @@ class Run:
 
   def claim(self) -> None:
     """Makes the directory this run's own; see `claim.claim`."""
-    claim.claim(self.config, self.workdir)
+    claim.claim(self._named, self.workdir)
+    path = self.workdir / directory.FITTED
+    if self.fitted and not path.exists() and jax.process_index() == 0:
+      directory.write_text(path, json.dumps(self.fitted) + "\n")
+    if "prompts" in self.config:
+      prompting.keep(self.workdir, self.template)
 
   def describe(self, cfg: ModelConfig, tok: tokenizer.Tokenizer) -> None:
     """Claims the directory and writes what its parameters mean."""

@@ -21,7 +21,7 @@ from grpo_jax.runs.signals import Outcome
 from grpo_jax.sampling import decode
 from grpo_jax.sampling.generate import Policy
 from grpo_jax.stages import describe as describe_lib
-from grpo_jax.stages import sections, setup
+from grpo_jax.stages import fit, prompting, sections, setup
 from grpo_jax.train import loop, optimizer, text_loss
 from grpo_jax.train.update import make_update
 
@@ -41,6 +41,9 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
   check(config)
   with setup.open_run(config, workdir) as run:
     rows = run.rows(config.batch.num_rows)
+    pieces = fit.rows(
+      config, config.batch.row_length, fit.split(run.mesh), fit.memory()
+    )
     batches = make_batches(run)
     total_steps = min(batches.num_steps, config.max_steps or batches.num_steps)
     tx, learning_rate = optimizer.make_optimizer(
@@ -67,6 +70,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
       return {config.evaluate.data.name: results}
 
     progress.say(_summary(batches, config))
+    prompting.say_stops(run.tok, run.template)
     trained = loop.train(
       workdir,
       run.mesh,
@@ -81,7 +85,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
             functools.partial(text_loss.loss_fn, cfg=cfg, **config.loss)
           ),
           tx,
-          num_microbatches=config.batch.num_microbatches,
+          num_microbatches=pieces,
           router_bias_rate=config.router_bias_rate,
         ),
         batches=loop.ByStep(batches),
@@ -134,6 +138,7 @@ SCHEMA = schema.Fields(
   configs.sft,
   {
     "data": sections.DATA,
+    "prompts": sections.prompts(),
     "model": sections.MODEL,
     "lora": sections.LORA,
     "loss": schema.Options(text_loss.loss_fn, ("cfg",)),
@@ -165,7 +170,8 @@ def check(config: ConfigDict) -> None:
       f"config.max_steps={config.max_steps} must not be negative."
     )
   rows, pieces = config.batch.num_rows, config.batch.num_microbatches
-  if rows % pieces:
+  fit.check(pieces, "batch.num_microbatches")
+  if rows % max(pieces, 1):
     raise ValueError(
       f"config.batch.num_rows={rows} must divide by num_microbatches={pieces}."
     )

@@ -14,9 +14,10 @@ from grpo_jax.data.tokenizers import special, tokenizer
 from grpo_jax.train import text_loss
 
 BYTES = tokenizer.ByteTokenizer()
-# Turns end with <|>; what the assistant wrote is told by rendering prefixes.
+# Turns end with </s>; what the assistant wrote is told by rendering prefixes.
 TEMPLATE = (
-  "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}<|>"
+  "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}"
+  "{{ eos_token }}"
   "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 CHATTY = tokenizer.ByteTokenizer(
@@ -119,8 +120,9 @@ def test_chat_loss_is_on_what_the_assistant_wrote():
   batch = source([talk], CHATTY, prompts.CHAT, num_rows=1, row_length=99)(0)
   ((ids, _, weights),) = segments_of(batch)
   learned = [i for i, w in zip(ids, weights, strict=True) if w]
-  assert text_of(learned) == "hello<|>ciao<|>"
-  assert text_of(ids).startswith("[system]be brief<|>[user]hi<|>[assistant]")
+  end = BYTES.eos_ids[0]
+  assert learned == [*BYTES.encode("hello"), end, *BYTES.encode("ciao"), end]
+  assert text_of(ids).startswith("[system]be brief[user]hi[assistant]")
   assert ids[0] == BYTES.bos_id
 
 

@@ -87,10 +87,34 @@ def test_texts_and_their_ids_make_the_same_batch():
   np.testing.assert_array_equal(first.mask, second.mask)
 
 
-def test_a_prompt_longer_than_its_slots_is_named_at_once():
-  long = [*problems(3), types.Problem("a long question", "1", "any", "")]
+def test_prompts_longer_than_their_slots_are_left_out_and_counted():
+  long = types.Problem("a long question", "1", "any", "")
+  mixed = [long, *problems(3), long]
+  lines = []
+  batches = prompts.PromptSource(
+    mixed,
+    TOKENIZER,
+    PLAIN,
+    num_prompts=3,
+    prompt_slots=10,
+    seed=0,
+    tell=lines.append,
+  )
+  assert {p.question for p in batches(0)[1]} == {"q0", "q1", "q2"}
+  assert batches.steps_per_epoch == 1
+  assert lines == [
+    "Left out because longer than prompt_slots=10: 2 of 5 prompts; the longest"
+    " has 20 tokens."
+  ]
+
+
+def test_where_all_prompts_are_too_long_the_shortest_is_named():
+  long = [
+    types.Problem("a long question" + "?" * n, "1", "any", "") for n in (4, 0)
+  ]
   with pytest.raises(
-    ValueError, match=r"'User: a long.*has 20 tokens.*prompt_slots=10"
+    ValueError,
+    match=r"'User: a long question.*has 20 tokens.*prompt_slots=10; the others",
   ):
     prompts.PromptSource(
       long, TOKENIZER, PLAIN, num_prompts=1, prompt_slots=10, seed=0

@@ -126,3 +126,89 @@ def test_all_tags_are_in_their_places_exactly_where_the_form_is_right():
           map("".join, zip(chosen, filled[1:], strict=True))
         )
         assert (tag_count(text) == 1.0) == (well_formed(text) == 1.0), text
+
+
+@pytest.mark.parametrize("blank", [".", "\u200b", "...", "\u2060 -", "、。"])
+def test_a_thought_without_a_letter_or_digit_is_none(blank):
+  text = f"<think>{blank}</think><answer>b</answer>"
+  assert well_formed(text) == 0.0 and tag_count(text) == 0.5
+  think = f"<think>{blank}</think>\n\nIt is 4."
+  assert styled("think", think) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("answer", ["\u200b", " \ufeff ", "\x00"])
+def test_an_answer_that_cannot_be_seen_is_none(answer):
+  assert well_formed(f"<think>a</think><answer>{answer}</answer>") == 0.0
+  assert styled("think", f"<think>a</think>{answer}")[0] == 0.0
+
+
+def test_answers_of_signs_and_thoughts_in_any_script_count():
+  for answer in ("∅", "+", "√"):
+    assert well_formed(f"<think>对</think><answer>{answer}</answer>") == 1.0
+
+
+def styled(style, completion, prompt="User: q\nAssistant:"):
+  """The reward of form and its softer version."""
+  problems = [PROBLEM._replace(prompt=prompt)]
+  (whole,) = format.well_formed(problems, [completion], style=style)
+  (share,) = format.tag_count(problems, [completion], style=style)
+  auto = [problems[0]._replace(form=style)]
+  assert format.well_formed(auto, [completion]) == [whole]
+  assert format.tag_count(auto, [completion]) == [share]
+  assert (whole == 1.0) == (share == 1.0)
+  return whole, share
+
+
+@pytest.mark.parametrize(
+  ("completion", "value"),
+  [
+    ("<think>\nso 4\n</think>\n\nThe answer is \\boxed{4}.", (1.0, 1.0)),
+    ("<think>so</think><answer>4</answer>", (1.0, 1.0)),
+    ("<think>so</think>", (0.0, 0.5)),
+    ("<think>so", (0.0, 0.5)),
+    ("<think></think>4", (0.0, 0.0)),
+    ("so</think>4", (0.0, 0.5)),
+    ("well <think>so</think>4", (0.0, 0.5)),
+    ("<think>so</think>4<think>so</think>4", (0.0, 0.0)),
+    ("<think><think>so</think></think>4", (0.0, 0.0)),
+    ("The answer is 4.", (0.0, 0.0)),
+  ],
+)
+def test_thinking_and_then_an_answer_in_no_tags(completion, value):
+  """As DeepSeek-R1 and Qwen3 write by themselves."""
+  assert styled("think", completion) == value
+
+
+def test_thinking_that_the_prompt_has_begun_or_ended():
+  opened = "<｜Assistant｜><think>\n"
+  assert styled("think", "so\n</think>\n\n4", opened) == (1.0, 1.0)
+  assert styled("think", "<think>so</think>4", opened)[0] == 0.0
+  assert styled("think", "no end", opened) == (0.0, 0.5)
+  ended = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+  assert styled("think", "It is 4.", ended) == (1.0, 1.0)
+  assert styled("think", "so</think>4", ended) == (0.0, 0.0)
+  assert styled("think", " ", ended) == (0.0, 0.0)
+  assert styled("box", "\\boxed{4}", ended) == (1.0, 1.0)
+  assert styled("box", "<think>so</think>\\boxed{4}", ended) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+  ("completion", "value"),
+  [
+    ("So it is \\boxed{4}.", (1.0, 1.0)),
+    ("<think>so</think>It is \\boxed {\\frac{1}{2}}.", (1.0, 1.0)),
+    ("It is 4.", (0.0, 0.0)),
+    ("It is \\boxed{ }.", (0.0, 0.0)),
+    ("<think>\\boxed{4}</think>It is 4.", (0.0, 2 / 3)),
+    ("<think>\\boxed{4}", (0.0, 1 / 3)),
+  ],
+)
+def test_an_answer_in_a_box(completion, value):
+  whole, share = styled("box", completion)
+  assert (whole, share) == (value[0], pytest.approx(value[1]))
+
+
+def test_without_a_form_it_is_that_of_r1_zero():
+  text = "<think>so</think>It is 4."
+  assert format.well_formed([PROBLEM], [text]) == [0.0]
+  assert format.well_formed([PROBLEM], [text], style="think") == [1.0]

@@ -4,7 +4,6 @@ import pytest
 
 from grpo_jax import errors, types
 from grpo_jax.data import prompts
-from grpo_jax.rewards import format as format_lib
 from grpo_jax.rewards import references
 
 REWARDS = {"accuracy": 1.0, "format": 1.0}
@@ -30,19 +29,19 @@ def test_what_can_be_read_is_not_mentioned(template):
 
 
 @pytest.mark.parametrize(
-  "prompt, thinks, names, begin",
+  "prompt, form, names, begin",
   [
-    ("Q?", False, ["tags", "boxed", "sentence"], "The answer"),
-    ("Q?", True, ["tags", "boxed", "sentence"], "<think>\n"),
-    ("Q? <think>", True, ["tags", "boxed", "sentence"], "I see.\n</think>"),
-    ("Q? <think>\n\n</think>\n", True, None, "The answer"),
-    ("In <answer> </answer>. Q?", False, ["tags"], "<think>"),
-    (r"Put it into \boxed{}. Q?", False, ["boxed"], "The answer"),
+    ("Q?", "", ["tags", "boxed", "sentence"], "The answer"),
+    ("Q?", "think", ["tags", "boxed", "sentence"], "<think>\n"),
+    ("Q? <think>", "think", ["tags", "boxed", "sentence"], "I see.\n</think>"),
+    ("Q? <think>\n\n</think>\n", "think", None, "The answer"),
+    ("In <answer> </answer>. Q?", "", ["tags"], "<think>"),
+    (r"Put it into \boxed{}. Q?", "", ["boxed"], "The answer"),
   ],
 )
-def test_forms_are_those_that_the_prompt_leads_to(prompt, thinks, names, begin):
-  problem = types.Problem("Q?", "#### 7", "math", prompt)
-  forms = references.forms(problem, thinks)
+def test_forms_are_those_that_the_prompt_leads_to(prompt, form, names, begin):
+  problem = types.Problem("Q?", "#### 7", "math", prompt, form=form)
+  forms = references.forms(problem)
   assert names is None or list(forms) == names
   assert list(forms.values())[-1].startswith(begin)
   assert all("7" in text for text in forms.values())
@@ -91,19 +90,3 @@ def test_prompts_can_be_filled_when_few_are_chosen():
 
   bare = problems([r"\boxed{4}"], template="bare")
   assert not references.check(REWARDS, bare, where="config.data", fill=fill)
-
-
-def test_a_template_that_thinks_is_told_of_tags_that_it_does_not_know():
-  asked = problems(["4"], template="{question}")
-  said = references.check(REWARDS, asked, where="config.data", thinks=True)
-  untaught = [s for s in said if "config.rewards.format wants" in s]
-  # None where the format takes the template's own form.
-  form = references.forms(asked[0], True)["boxed"]
-  takes_it = format_lib.well_formed(asked[:1], [form]) == [1.0]
-  assert bool(untaught) != takes_it
-  assert not references.check(REWARDS, asked, where="config.data")
-  boxed = problems(["4"], template=r"\boxed{} {question}")
-  said = references.check(REWARDS, boxed, where="config.data", thinks=True)
-  assert bool(said) != takes_it
-  told = problems(["4"], template="Use <think> <answer>. {question}")
-  assert not references.check(REWARDS, told, where="config.data", thinks=True)

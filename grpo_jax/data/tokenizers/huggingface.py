@@ -39,6 +39,7 @@ class HuggingFaceTokenizer:
       does.
     special_tokens: text of each role, for chat templates.
     chat_template: a jinja template of conversations, or None.
+    settings: what its directory says beside the vocabulary.
   """
 
   def __init__(
@@ -58,7 +59,7 @@ class HuggingFaceTokenizer:
       ValueError: no file names a stop token, or an added token has another id
         in the vocabulary.
     """
-    self._model, self._settings, self._files = model, settings, files
+    self._model, self.settings, self._files = model, settings, files
     model.no_truncation()
     model.no_padding()
     self._add(settings)
@@ -121,11 +122,19 @@ class HuggingFaceTokenizer:
       else ""
     )
 
+  def with_settings(self, settings: special.Settings) -> "HuggingFaceTokenizer":
+    """The same vocabulary beside other special tokens."""
+    return HuggingFaceTokenizer(self._model, settings, self._files)
+
+  def is_control(self, token: int) -> bool:
+    """Whether a token was added beside the vocabulary of text."""
+    return token in self._model.get_added_tokens_decoder()
+
   def save(self, directory: epath.PathLike) -> None:
     """Writes the files that it was loaded from."""
     for name, content in self._files.items():
       special.write(epath.Path(directory) / name, content)
-    self._settings.save(directory, self.eos_ids)
+    self.settings.save(directory, self.eos_ids)
 
   def _add(self, settings: special.Settings) -> None:
     """Adds what stands beside the vocabulary, in the order of the ids."""

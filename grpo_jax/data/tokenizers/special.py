@@ -45,13 +45,29 @@ class Settings:
   files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
   def save(self, directory: epath.PathLike, eos_ids: Iterable[int]) -> None:
-    """Writes the files; the stop tokens too, where no file named them."""
+    """Writes the files; the stop tokens too, where no file names all of them.
+
+    Args:
+      directory: where they go.
+      eos_ids: the stop tokens.
+    """
     files = dict(self.files)
-    if files and _GENERATION not in files:
-      content = json.dumps({"eos_token_id": list(eos_ids)}, indent=2) + "\n"
-      files[_GENERATION] = content.encode()
+    if files:
+      declared = _content(files.get(_GENERATION))
+      if set(_ids(declared)) != set(eos_ids):
+        files[_GENERATION] = _json(declared | {"eos_token_id": list(eos_ids)})
     for name, content in files.items():
       write(epath.Path(directory) / name, content)
+
+  def with_eos(self, text: str) -> "Settings":
+    """The settings, and their files, with another token as `eos_token`."""
+    files = dict(self.files)
+    files[_CONFIG] = _json(_content(files.get(_CONFIG)) | {"eos_token": text})
+    special = _content(files.get(_MAP))
+    if "eos_token" in special:  # Older readers take it from there.
+      files[_MAP] = _json(special | {"eos_token": text})
+    tokens = dict(self.tokens) | {"eos_token": text}
+    return dataclasses.replace(self, tokens=tokens, files=files)
 
 
 def read(directory: epath.PathLike) -> Settings:
@@ -94,12 +110,10 @@ def read(directory: epath.PathLike) -> Settings:
   if _TEMPLATE in files:
     template = files[_TEMPLATE].decode()
   source = _GENERATION if _GENERATION in files else _MODEL
-  stop = content(source).get("eos_token_id")
-  stop = [] if stop is None else stop if isinstance(stop, list) else [stop]
   return Settings(
     tokens,
     _added(config, special, content(_ADDED), tokens),
-    tuple(stop),
+    tuple(_ids(content(source))),
     config.get("add_bos_token"),
     config.get("tokenizer_class") or "",
     template,
@@ -113,6 +127,20 @@ def write(path: epath.Path, content: bytes) -> None:
   partial = path.with_name(path.name + ".partial")
   partial.write_bytes(content)
   partial.replace(path)
+
+
+def _ids(generation: Mapping[str, Any]) -> list[int]:
+  """The stop tokens that a generation config declares."""
+  stop = generation.get("eos_token_id")
+  return [] if stop is None else stop if isinstance(stop, list) else [stop]
+
+
+def _content(raw: bytes | None) -> dict[str, Any]:
+  return json.loads(raw) if raw else {}
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+  return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _added(config, special, added, tokens) -> tuple[tuple[int, str, bool], ...]:

@@ -8,6 +8,7 @@ token; ids that mean nothing are dropped by `decode`, which never raises: a
 policy may draw a slot of the padded vocabulary that no piece occupies.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -38,6 +39,7 @@ class SentencePieceTokenizer:
     unknown_id: stands for what the vocabulary cannot write.
     special_tokens: text of each role, for chat templates.
     chat_template: a jinja template of conversations, or None.
+    settings: what its directory says beside the vocabulary.
   """
 
   def __init__(
@@ -49,7 +51,7 @@ class SentencePieceTokenizer:
       ValueError: nothing ends a sequence, or a token stands outside the model.
     """
     self._proto = model_proto
-    self._settings = settings = settings or special.Settings()
+    self.settings = settings = settings or special.Settings()
     self._model = sentencepiece.SentencePieceProcessor(model_proto=model_proto)
     self.vocab_size: int = self._model.vocab_size()
     bos, eos, pad = (
@@ -118,10 +120,20 @@ class SentencePieceTokenizer:
     known = 0 <= int(token) < self.vocab_size
     return self._model.id_to_piece(int(token)) if known else ""
 
+  def with_settings(
+    self, settings: special.Settings
+  ) -> "SentencePieceTokenizer":
+    """The same model beside other special tokens."""
+    return SentencePieceTokenizer(self._proto, settings)
+
+  def is_control(self, token: int) -> bool:
+    """Whether a token has a meaning and no text of its own."""
+    return token in self._control.values()
+
   def save(self, directory: epath.PathLike) -> None:
     """Writes `tokenizer.model`, and what stood beside it, to the directory."""
     special.write(epath.Path(directory) / _MODEL_FILE, self._proto)
-    self._settings.save(directory, self.eos_ids)
+    self.settings.save(directory, self.eos_ids)
 
 
 class ByteTokenizer:
@@ -135,6 +147,7 @@ class ByteTokenizer:
     unknown_id: None, for bytes write everything.
     special_tokens: text of each role, for chat templates.
     chat_template: a jinja template of conversations, or None.
+    settings: what its directory says beside the vocabulary.
   """
 
   _FIRST_BYTE = 3  # After pad, bos and eos.
@@ -146,17 +159,19 @@ class ByteTokenizer:
   ):
     """Takes symbols and what the tokenizer's directory says beside them."""
     self._symbols = tuple(symbols)
-    self._settings = settings or special.Settings()
+    self.settings = settings or special.Settings()
     if len(set(self._symbols)) < len(self._symbols) or "" in self._symbols:
       raise ValueError(f"Symbols must differ and not be empty: {symbols}.")
     self.pad_id = 0
     self.bos_id: int = 1
-    self.eos_ids: tuple[int, ...] = (2,)
+    self.eos_ids: tuple[int, ...] = tuple(
+      dict.fromkeys((2, *self.settings.stop_ids))
+    )
     self.unknown_id: int | None = None
     first = self._FIRST_BYTE + 256
     self.vocab_size = first + len(self._symbols)
     self.special_tokens = {"bos_token": "<s>", "eos_token": "</s>"}
-    self.chat_template = self._settings.chat_template
+    self.chat_template = self.settings.chat_template
     self._ids = {s: first + i for i, s in enumerate(self._symbols)}
     self._split = _any_of(self._symbols)
 
@@ -184,7 +199,7 @@ class ByteTokenizer:
       begins = [sum(sizes[:n]) for n in range(len(sizes))]
       return ids, _characters(part, begins)
 
-    special_ids = {"<s>": self.bos_id, "</s>": self.eos_ids[0]}
+    special_ids = {"<s>": self.bos_id, "</s>": 2}
     return _encode_between(text, special_ids, encode)
 
   def decode(self, ids: Iterable[SupportsIndex]) -> str:
@@ -195,12 +210,20 @@ class ByteTokenizer:
     """How one id looks, for people to read; "" for an unoccupied id."""
     return self._bytes(token).decode("utf-8", "backslashreplace")
 
+  def with_settings(self, settings: special.Settings) -> "ByteTokenizer":
+    """The same symbols beside other special tokens."""
+    return ByteTokenizer(self._symbols, settings)
+
+  def is_control(self, token: int) -> bool:
+    """Whether a token is no byte: one of pad, bos, eos, or a symbol."""
+    return not 0 <= token - self._FIRST_BYTE < 256
+
   def save(self, directory: epath.PathLike) -> None:
     """Writes `tokenizer.json`, and what stood beside it, to the directory."""
     content = {"kind": "bytes", "symbols": self._symbols}
     path = epath.Path(directory) / _JSON_FILE
     special.write(path, json.dumps(content, ensure_ascii=False).encode())
-    self._settings.save(directory, self.eos_ids)
+    self.settings.save(directory, self.eos_ids)
 
   def _bytes(self, token: SupportsIndex) -> bytes:
     index = int(token) - self._FIRST_BYTE
@@ -368,6 +391,27 @@ def difference(a: Tokenizer, b: Tokenizer) -> str:
   if set(a.eos_ids) != set(b.eos_ids):
     return f"the stop tokens {a.eos_ids} and not {b.eos_ids}"
   return ""
+
+
+def with_stop(tokenizer: Tokenizer, token: int, *, named: bool) -> Tokenizer:
+  """The tokenizer with one more stop token, which its saved files declare.
+
+  Args:
+    tokenizer: stays as it is.
+    token: an id that is no stop token yet.
+    named: whether the token is the `eos_token` from now on, where the
+      tokenizer's files can name it, so that it comes first.
+  """
+  settings, stops = tokenizer.settings, (*tokenizer.eos_ids, token)
+  if named and not isinstance(tokenizer, ByteTokenizer):
+    stops = token, *tokenizer.eos_ids
+    settings = settings.with_eos(tokenizer.piece(token))
+  # As its saved files will be read.
+  changed = tokenizer.with_settings(
+    dataclasses.replace(settings, stop_ids=stops)
+  )
+  changed.chat_template = tokenizer.chat_template
+  return changed
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:

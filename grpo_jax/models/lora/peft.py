@@ -47,6 +47,7 @@ def save(
   cfg: ModelConfig,
   settings: LoraConfig,
   adapters: Params,
+  tokenizer: hf.Tokenizer | None = None,
   *,
   base: str = "",
 ) -> None:
@@ -60,6 +61,8 @@ def save(
     cfg: the model.
     settings: of the adapters.
     adapters: their tree.
+    tokenizer: whose files and stop tokens go with them, for adapters may end
+      with another token than their base.
     base: name or path of the frozen model, for whoever loads the adapters.
 
   Raises:
@@ -100,6 +103,8 @@ def save(
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)
   (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+  if tokenizer is not None:
+    tokenizer.save(partial)
   safetensors_numpy.save_file(
     arrays, partial / WEIGHTS, metadata={"format": "pt"}
   )

@@ -152,11 +152,46 @@ def test_templates_that_rewrite_turns_say_so(qwen, shared_data):
     templates.encode(ours, TALK)
   ours = with_template(qwen, (folder / "deepseekv3.jinja").read_text())
   with pytest.raises(ValueError, match="begin with the generation prompt"):
-    templates.encode(ours, TALK[:3])
+    templates.encode(ours, TALK)
   first_release = tokenizer.load(shared_data / "tokenizers" / "deepseek_r1")
   assert templates.encode(first_release, TALK[3:]).assistant[-1]
   with pytest.raises(ValueError, match="loses a part of its content"):
-    templates.encode(first_release, TALK[:3])
+    templates.encode(first_release, TALK)
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_last_message_stands_behind_its_prompt_whole(opened, shared_data):
+  """Where the template would drop the thought, or begins it in the prompt."""
+  tok = tokenizer.load(shared_data / "tokenizers" / "deepseek_r1")
+  if opened:
+    source = shared_data / "chat_templates" / "deepseekv3.jinja"
+    tok = with_template(tok, source.read_text())
+  end = "<｜end▁of▁sentence｜>"
+  thought, summary = "Two and two,\nso 4.", "It is 4."
+  reasoned = {"content": summary, "reasoning_content": thought}
+  for message in ({"content": THOUGHT}, reasoned):
+    talk = [*TALK[:2], {"role": "assistant"} | message]
+    encoded = templates.encode(tok, talk)
+    first = encoded.assistant.index(True)
+    assert encoded.ids[:first] == templates.encode_prompt(tok, talk[:2])
+    assert all(encoded.assistant[first:])
+    want = f"{THOUGHT}{end}"
+    assert said(tok, encoded) == want.removeprefix("<think>\n" * opened)
+  short = [*TALK[:2], {"role": "assistant", "content": summary}]
+  ended = "\n</think>\n\n" * opened
+  assert said(tok, templates.encode(tok, short)) == f"{ended}{summary}{end}"
+
+
+def test_thinking_behind_a_prompt_that_rules_it_out_is_an_error(
+  qwen, shared_data
+):
+  source = (shared_data / "chat_templates" / "qwen3.jinja").read_text()
+  ours = with_template(qwen, source)
+  with pytest.raises(ValueError, match="begin with the generation prompt"):
+    templates.encode(ours, TALK[:3], enable_thinking=False)
+  short = [*TALK[:2], TALK[-1]]
+  encoded = templates.encode(ours, short, enable_thinking=False)
+  assert said(ours, encoded) == "It is 5.<|im_end|>\n"
 
 
 def test_sentencepiece_and_bytes_take_templates_too(shared_data, tmp_path):
