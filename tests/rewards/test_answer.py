@@ -219,14 +219,10 @@ class TestNumber:
     assert grade(gsm8k("0.3"), "0.30000000000000000001") == 0.0
 
   @pytest.mark.parametrize(
-    "reference", ["", "#### ", "a lot", "1/2", "9" * 101]
+    "reference", ["", "#### ", "a lot", r"\sqrt{2}", "9" * 1001]
   )
   def test_a_reference_that_is_no_number_cannot_be_graded(self, reference):
     assert grade(gsm8k(reference), "<answer>18</answer>") is None
-
-  def test_grades_sources_that_have_no_rule_of_their_own(self):
-    problem = types.Problem("q", "7", "their_own.jsonl", "q")
-    assert answer.accuracy([problem] * 2, ["it is 7", "8"]).scores == [1.0, 0.0]
 
   def test_grades_every_reference_of_gsm8k_as_right(self, shared_data):
     lines = (shared_data / "gsm8k" / "test.jsonl").read_text().splitlines()
