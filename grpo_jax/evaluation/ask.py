@@ -17,7 +17,8 @@ from grpo_jax import sharding
 from grpo_jax.data import datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.evaluation import results as results_lib
-from grpo_jax.rewards import answer, combine
+from grpo_jax.rewards import answer, combine, rules
+from grpo_jax.runs import progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode, generate
 from grpo_jax.sampling.generate import Policy
@@ -74,6 +75,9 @@ def make_questions(
   count = min(section["num_problems"] or len(problems), len(problems))
   problems = [problems[i] for i in range(count)]
   answer.check(problems)
+  where = f"The dataset {section['data'].get('name')!r}"
+  if said := rules.check(section.get("rewards", REWARDS), problems, where):
+    progress.say(said)
   slots = section["prompt_slots"]
   front = "".join(f"{text}\n\n" for text in examples)
   if template == prompts.CHAT:

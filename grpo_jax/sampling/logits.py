@@ -27,11 +27,10 @@ def top_p(logits: Float[Array, "*rows V"], p: float) -> Float[Array, "*rows V"]:
   """
   probs = jax.nn.softmax(logits, axis=-1)
   ordered = jnp.sort(probs, axis=-1, descending=True)
-  before = jnp.cumsum(ordered, axis=-1)[..., :-1]
+  before = jnp.cumsum(ordered, axis=-1) - ordered
   # 0.5 + 0.3 is less than 0.8 in float32.
-  more = before < p - _ROUNDING
-  first = jnp.ones_like(more, shape=(*more.shape[:-1], 1))
-  kept = jnp.concatenate([first, more], axis=-1)
+  kept = before < p - _ROUNDING
+  kept |= jnp.arange(logits.shape[-1]) == 0
   least = jnp.min(jnp.where(kept, ordered, 1.0), axis=-1, keepdims=True)
   return jnp.where(probs < least, -jnp.inf, logits)
 
