@@ -38,6 +38,7 @@ _CHOICE = re.compile(
 )
 _WORDS = re.compile(r"[A-Za-z]{4,}(?:[ -][A-Za-z]+)*")
 _CLOCK = re.compile(r"[0-9]+(?: ?: ?[0-9]+)+")
+_DOTS = re.compile(r"\s*\\[lc]?dots$")
 _RELATION = re.compile(r"[<>]|\\(?:le|ge|lt|gt|ne)(?![A-Za-z])")
 _GREEK = (
   "alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|kappa|lambda|mu|nu"
@@ -75,6 +76,9 @@ def decide(reference: str, answer: str) -> bool | None:
     return False
   if reference == answer:
     return True
+  expected, given = numbers.read(reference), numbers.read(answer)
+  if expected is not None and given is not None:
+    return numbers.same(expected, given)
   return _decide(_aligned(reference, answer))
 
 
@@ -159,16 +163,19 @@ def _aligned(reference: str, answer: str) -> _Pair | None:
   reference = latex.split(reference, "\\approx")[0]
   answer, *rounded = latex.split(answer, "\\approx")
   sides, given = _sides(reference), _sides(answer)
-  claims = [n for side in (*given, *rounded) if (n := numbers.read(side))]
+  read = [numbers.read(_DOTS.sub("", text)) for text in rounded]
+  claims = [n for n in (*map(numbers.read, given), *read) if n is not None]
+  if None in read:
+    return None
   if any(not numbers.near(claims[-1], claim) for claim in claims):
     return None
-  if len(sides) > 1 and len(given) > 1:
-    if sides[0] == given[0] and _is_name(sides[0]):
-      reference, answer = sides[-1], given[-1]
-  elif len(given) > 1:
+  named = len(sides) > 1 and _is_name(sides[0])
+  if named and (len(given) == 1 or sides[0] == given[0]):
+    reference, answer = sides[-1], given[-1]
+  elif len(sides) == 1:
     answer = given[-1]
-  elif len(sides) > 1 and _is_name(sides[0]):
-    reference = sides[-1]
+  else:  # Equations, whose sides claim nothing.
+    claims = []
   return _Pair(reference, answer, "".join(rounded[-1:]), claims)
 
 
@@ -228,7 +235,7 @@ def _equal(reference: str, answer: str) -> bool:
 def _claimed(pair: _Pair) -> bool:
   """Whether the answer is the number that it says it is equal to."""
   value = expressions.value(pair.answer)
-  return value is None or all(
+  return value is not None and all(
     numbers.near(claim, numbers.of_float(value)) for claim in pair.claims
   )
 

@@ -17,6 +17,7 @@ takes time linear in the text.
 """
 
 import collections
+import functools
 import re
 
 from grpo_jax import types
@@ -57,6 +58,7 @@ _NOT_BOXED = re.compile(
 )
 
 
+@functools.lru_cache(256)
 def kind(reference: str) -> str:
   """What is looked for: a number, an option's letter, text or a formula."""
   if equality.is_number(reference):
@@ -159,7 +161,7 @@ def _content(text: str, start: int) -> tuple[str, int] | None:
 
 def _stated(
   text: str, kind: str, reference: str, *, alone: bool = False
-) -> str:
+) -> str | None:
   if kind == NUMBER:
     return statement.number(text, alone=alone)
   if kind == CHOICE:

@@ -9,6 +9,7 @@ number: `2+3`, `\sqrt{4}`, `2^3`. Values are exact.
 """
 
 import fractions
+import functools
 import re
 from typing import NamedTuple
 
@@ -52,6 +53,7 @@ class Number(NamedTuple):
   digits: int = 0
 
 
+@functools.lru_cache(256)
 def read(text: str) -> Number | None:
   """The number that the text is; None where it is none or has to be computed.
 
@@ -101,17 +103,14 @@ def same(expected: Number, given: Number) -> bool:
 
 
 def near(one: Number, other: Number) -> bool:
-  """Whether one may be the other rounded: within 1%, or in the last place."""
+  """Whether they are equal, or one is the other rounded to its last place."""
   pairs = [(one.value, other.value)]
   if one.percent != other.percent:
     pairs.append((_value(one), _value(other)))
-  last = max(
-    fractions.Fraction(1, 10**n.decimals) if n.decimals is not None else 0
-    for n in (one, other)
-  )
-  return any(
-    a == b or abs(a - b) <= abs(a) / 100 or abs(a - b) < last for a, b in pairs
-  )
+  places = [n.decimals for n in (one, other) if n.decimals is not None]
+  half = fractions.Fraction(1, 2 * 10 ** min(places)) if places else 0
+  whole = all(n.decimals == 0 for n in (one, other))
+  return any(a == b or (not whole and abs(a - b) <= half) for a, b in pairs)
 
 
 def _value(number: Number) -> fractions.Fraction:
@@ -136,7 +135,9 @@ def _decimal(match: re.Match[str]) -> Number:
   sign, digits, *exponents = match.groups()
   digits = digits.replace(" ", "")
   power = int(next(filter(None, exponents), 0))
-  value = fractions.Fraction(digits) * fractions.Fraction(10) ** power
+  value = fractions.Fraction(digits)
+  if power:
+    value *= fractions.Fraction(10) ** power
   places = max(len(digits.partition(".")[2]) - power, 0)
   significant = len(digits.replace(".", "").lstrip("0"))
   return Number(

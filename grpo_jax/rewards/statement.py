@@ -124,7 +124,7 @@ def number(text: str, *, alone: bool = False) -> str:
     text: the statement; of several sentences the first one counts.
     alone: whether the others must not name a quantity.
   """
-  if len(text) > MAX_CHARACTERS:
+  if len(text) > MAX_CHARACTERS or latex.PLAIN.fullmatch(text.strip()):
     return text
   first, later = _first(text)
   found = _numeric(first)
@@ -173,13 +173,16 @@ def formula(text: str, reference: str, *, alone: bool = False) -> str:
   return tail
 
 
-def choice(text: str) -> str:
-  """The letter of a statement where an option is asked for."""
+def choice(text: str) -> str | None:
+  """The letter of a statement where an option is asked for.
+
+  None where the rule finds no answer.
+  """
   if len(text) > MAX_CHARACTERS:
-    return text
+    return None
   first, later = _first(text)
   if _NO.match(later):
-    return text
+    return None
   if equality.is_choice(first):
     return first
   for start in dict.fromkeys((0, _last_is(first))):
@@ -187,8 +190,8 @@ def choice(text: str) -> str:
     if option:
       after = first[option.end() + 1 :].lstrip(")")
       hedged = _against(after) or _beside(after) or _negated(first[:start])
-      return text if hedged else first[option.end()]
-  return text
+      return None if hedged else first[option.end()]
+  return None
 
 
 def number_at_end(text: str) -> str | None:
@@ -280,6 +283,8 @@ def _trimmed(text: str, run: list[re.Match[str]]) -> Quantity | None:
 
 def _plain(text: str) -> str:
   text = _CALCULATION.sub("", text.translate(latex.WIDE))
+  # A display of several lines is one formula.
+  text = latex.FORMULA.sub(lambda match: match[0].replace("\n", " "), text)
   text = _EMPHASIS.sub(r"\2", text)
   return _NEGATIVE.sub("-", text)
 

@@ -8,6 +8,7 @@ import time
 import hostile
 import pytest
 import surface
+import ways
 
 from grpo_jax import types
 from grpo_jax.rewards import answer
@@ -384,6 +385,41 @@ def test_answers_of_gsm8k_are_right_in_all_forms_and_near_ones_wrong(
     for name, near in surface.gsm8k_perturbed(reference):
       text = f"<answer>{near}</answer>"
       assert grade(gsm8k(reference), text) == 0.0, (reference, name)
+
+
+def check_ways(source, references, of):
+  """Every way of writing each reference is graded as what it is."""
+  cases = [(r, *way) for r in references for way in of(r)]
+  graded = answer.grades(
+    [types.Problem("", case[0], source, "") for case in cases],
+    [case[2] for case in cases],
+  )
+  passed = [g.outcome == "correct" for g in graded]
+  bad = [c for c, p in zip(cases, passed, strict=True) if p != c[3]]
+  assert not bad, (len(bad), bad[:5])
+  assert len({case[1] for case in cases}) >= 45
+
+
+def final(solution):
+  return solution.rpartition("####")[2].strip().replace(",", "")
+
+
+@pytest.mark.parametrize(
+  "size", [10, pytest.param(200, marks=pytest.mark.slow)]
+)
+class TestWaysOfWriting:
+  def test_of_answers_to_gsm8k(self, shared_data, size):
+    chosen = sample(surface.gsm8k_references(shared_data), size)
+    check_ways("gsm8k", map(final, chosen), ways.of)
+
+  def test_of_answers_to_math(self, shared_data, size):
+    chosen = sample(surface.math_references(shared_data), size)
+    check_ways("math", chosen, ways.of)
+
+  def test_digits_in_a_formula_are_no_answer(self, shared_data, size):
+    chosen = sample(surface.gsm8k_references(shared_data), size)
+    for source in ("gsm8k", "math"):
+      check_ways(source, map(final, chosen), ways.formulas)
 
 
 def check_hostile(count, seed):
