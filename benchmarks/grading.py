@@ -1,7 +1,11 @@
 """Grading: all references of MATH and GSM8K, and a corpus of hostile text.
 
   python benchmarks/grading.py references   # disagreements, one by one
+  python benchmarks/grading.py formulas     # digits of the answer in a formula
+  python benchmarks/grading.py ways         # each answer in some 80 ways
   python benchmarks/grading.py hostile      # 10,000 completions
+
+`formulas` and `ways` take a number of references for each dataset after them.
 
 reads the folder of data at $GRPO_JAX_DATA, or ../shared/data.
 """
@@ -9,6 +13,8 @@ reads the folder of data at $GRPO_JAX_DATA, or ../shared/data.
 import collections
 import os
 import pathlib
+import random
+import re
 import sys
 import time
 
@@ -19,6 +25,7 @@ sys.path[:0] = [str(_ROOT), str(_ROOT / "tests" / "rewards")]
 
 import hostile  # noqa: E402
 import surface  # noqa: E402
+import ways  # noqa: E402
 
 from grpo_jax import types  # noqa: E402
 from grpo_jax.rewards import answer  # noqa: E402
@@ -78,6 +85,58 @@ def references() -> None:
         print(f"  {text!r} | {name} | {grade.extracted!r} | {grade.outcome}")
 
 
+def formulas(count: int = 0) -> None:
+  """Prints which formulas with the digits of an answer pass for it."""
+  for source, references in _sampled(count).items():
+    numbers = [r for r in references if re.fullmatch(r"-?[0-9]+", r)]
+    _print_ways(source, [(r, *w) for r in numbers for w in ways.formulas(r)])
+
+
+def run_ways(count: int = 0) -> None:
+  """Prints which ways of writing an answer are graded wrongly."""
+  for source, references in _sampled(count).items():
+    _print_ways(source, [(r, *w) for r in references for w in ways.of(r)])
+
+
+def _sampled(count: int) -> dict[str, list[str]]:
+  """References by dataset, so many of each or all."""
+  chance = random.Random(0)
+  found = {
+    "gsm8k": [
+      text.rpartition("####")[2].strip().replace(",", "")
+      for text in surface.gsm8k_references(_DATA)
+    ],
+    "math": surface.math_references(_DATA),
+  }
+  return {
+    name: chance.sample(all_of, count) if count else all_of
+    for name, all_of in found.items()
+  }
+
+
+def _print_ways(source: str, cases: list[tuple[str, str, str, bool]]) -> None:
+  start = time.monotonic()
+  grades = answer.grades(
+    [types.Problem("", case[0], source, "") for case in cases],
+    [case[2] for case in cases],
+  )
+  seconds = time.monotonic() - start
+  passed = [grade.outcome == "correct" for grade in grades]
+  rows = list(zip(cases, passed, strict=True))
+  print(
+    f"{source}: {len({c[0] for c in cases})} answers in"
+    f" {len({c[1] for c in cases})} ways, {len(cases)} completions,"
+    f" {len(cases) / seconds:,.0f} per second"
+  )
+  for right, title in ((False, "false positives"), (True, "false negatives")):
+    of = [case for case in cases if case[3] == right]
+    bad = [c for c, passes in rows if c[3] == right and passes != right]
+    print(f"  {title}: {len(bad)} of {len(of)}")
+    print("  ", dict(collections.Counter(case[1] for case in bad)))
+    for reference, name, text, _ in bad[:100]:
+      print(f"    {reference!r} | {name} | {text!r}")
+
+
 def run_hostile(count: int = 10_000, batch: int = 100) -> None:
   """Prints outcomes, rates, and the slowest percentile of hostile text."""
   cases = hostile.corpus(count, seed=0)
@@ -119,5 +178,10 @@ def _grade(cases, deadline: float = 3.0):
 
 
 if __name__ == "__main__":
-  {"references": references, "hostile": run_hostile}[sys.argv[1]]()
+  {
+    "references": references,
+    "formulas": formulas,
+    "ways": run_ways,
+    "hostile": run_hostile,
+  }[sys.argv[1]](*map(int, sys.argv[2:]))
   workers.shared().close()

@@ -122,7 +122,7 @@ def own_data(c, arg):
     path=arg.data,
     question=arg.question,
     answer=arg.answer,
-    source="jsonl",  # Chooses the verifier: of numbers, as for GSM8K.
+    source="jsonl",  # None of ours: graded by what each reference is.
   )
   c.data.update(dict(test=arg.test) if arg.test else dict(test_share=0.1))
   c.evaluate.data = c.data.to_dict() | dict(split="test")

@@ -58,12 +58,16 @@ def test_a_reward_reads_a_column_and_some_problems_are_held_out(
   (tmp_path / "mine.py").write_text(MINE)
   (tmp_path / "my_rewards.py").write_text(REWARD)
   given = f"smoke,data={problems},question=prompt,answer=solution"
-  processes.main(
-    f"{tmp_path / 'mine.py'}:{given}",
-    tmp_path / "run",
-    f"--config.data_dir={tmp_path / 'data'}",
-    PYTHONPATH=f"{tmp_path}:{processes.REPOSITORY}",
+  experiment = f"{tmp_path / 'mine.py'}:{given}"
+  options = dict(PYTHONPATH=f"{tmp_path}:{processes.REPOSITORY}")
+  flag = f"--config.data_dir={tmp_path / 'data'}"
+  misspelt = "--config.data.source=maths"
+  told = processes.main(
+    experiment, tmp_path / "no", flag, misspelt, fails=True, **options
   )
+  assert "no rule grades its source 'maths'; did you mean 'math'?" in told
+  said = processes.main(experiment, tmp_path / "run", flag, **options)
+  assert "config.data names no source" in said and "number 100%" in said
   lines = run_log.read(tmp_path / "run/completions.jsonl")
   assert {line["step"] for line in lines} == {1, 2} and len(lines) == 16
   for line in lines:

@@ -141,28 +141,32 @@ def rl() -> config_dict.ConfigDict:
   # A sigmoid router's biases move by this towards an even load, per update.
   c.router_bias_rate = 0.0
   # Held-out problems: before the first step and after the last, and between.
-  c.evaluate = dict(
-    every=100,  # Steps; 0 for both ends alone.
-    data=dict(name="gsm8k", split="test"),
-    prompt_slots=512,  # The longest prompt, in tokens.
-    num_problems=0,  # The first ones of the dataset; 0 for all.
-    # Asked at once; in training 0 is for as many as fit the devices.
-    prompts_per_batch=64,
-    sampling=dict(
-      group_size=4,
-      max_new_tokens=32_768,
-      temperature=0.6,
-      top_p=0.95,
-      cache_chunk=4096,
-    ),
-    rewards=dict(accuracy=1.0, format=1.0),
-  )
+  c.evaluate = _evaluation()
   c.print_completions_every = 20  # Steps: the best and the worst of one.
   # After so many steps in a row in which nothing could be learned, the run says
   # what it is and what to look at; see `rl.health`.
   c.health = dict(patience=5)
   # Steps between two, and how many of the newest are kept.
   c.checkpoint = dict(every=50, keep=2)
+  return c
+
+
+def _evaluation() -> config_dict.ConfigDict:
+  c = config_dict.ConfigDict()
+  c.every = 100  # Steps; 0 for both ends alone.
+  c.data = dict(name="gsm8k", split="test")
+  c.prompt_slots = 512  # The longest prompt, in tokens.
+  c.num_problems = 0  # The first ones of the dataset; 0 for all.
+  # Asked at once; in training 0 is for as many as fit the devices.
+  c.prompts_per_batch = 64
+  c.sampling = dict(
+    group_size=4,
+    max_new_tokens=32_768,
+    temperature=0.6,
+    top_p=0.95,
+    cache_chunk=4096,
+  )
+  c.rewards = dict(accuracy=1.0, format=1.0)
   return c
 
 
@@ -319,11 +323,7 @@ def preferences() -> config_dict.ConfigDict:
   c.num_problems = 0  # The first ones of the dataset; 0 for all.
   c.prompts = dict(template="r1_zero", prompt_slots=512, prompts_per_batch=64)
   c.sampling = dict(
-    group_size=4,
-    max_new_tokens=4096,
-    temperature=1.0,
-    top_p=1.0,
-    cache_chunk=1024,
+    group_size=4, max_new_tokens=4096, temperature=1.0, cache_chunk=1024
   )
   c.rewards = dict(accuracy=1.0)
   # Of `curation.annotate.pairs_of` and `steps_of`.

@@ -17,7 +17,8 @@ from grpo_jax import sharding
 from grpo_jax.data import datasets, prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.evaluation import results as results_lib
-from grpo_jax.rewards import answer, combine, references
+from grpo_jax.rewards import answer, combine, references, rules
+from grpo_jax.runs import progress
 from grpo_jax.runs import source as source_lib
 from grpo_jax.sampling import decode, generate
 from grpo_jax.sampling.generate import Policy
@@ -80,6 +81,10 @@ def make_questions(
   count = min(section["num_problems"] or len(problems), len(problems))
   problems = [problems[i] for i in range(count)]
   answer.check(problems)
+  rewards = section.get("rewards", REWARDS)
+  where = f"the dataset {section['data'].get('name')!r}"
+  if said := rules.check(rewards, problems, where):
+    progress.say(said)
   slots = section["prompt_slots"]
   front = "".join(f"{text}\n\n" for text in examples)
   message = "{question}"
@@ -90,13 +95,8 @@ def make_questions(
   asked, encoded = prompts.ask(
     problems, template, tok, slots, message=message, tell=tell
   )
-  rewards = section.get("rewards", REWARDS)
   combine.check_columns(rewards, asked)
-  notes = references.check(
-    rewards,
-    asked,
-    where=f"the dataset {section['data'].get('name')!r}",
-  )
+  notes = references.check(rewards, asked, where=where)
   return Questions(
     asked,
     encoded,

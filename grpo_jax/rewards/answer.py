@@ -6,17 +6,19 @@ by `equality.equal` in a process that is killed at a deadline. Text of a model
 is matched, parsed and compared, never evaluated as code.
 
 What a rule cannot be talked into: several answers, an answer before or inside
-the thinking, tags inside the answer and text after it all count as wrong. A
+the thinking, tags inside the answer and text after it all count as wrong. So
+does an answer that is negated or taken back, by the rule of `statement`. A
 completion that hangs or kills its grader has earned 0, as a wrong one has: no
 score would take it out of its group, and so spare it what wrong ones get.
 """
 
+import collections
 import math as math_lib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from grpo_jax import types
+from grpo_jax import errors, types
 from grpo_jax.rewards import code, equality, final_answer, format
 from grpo_jax.rewards import countdown as countdown_lib
 from grpo_jax.rewards.isolation import sandbox, workers
@@ -49,9 +51,9 @@ class Grade(NamedTuple):
 
 
 class Pending(NamedTuple):
-  """A grade that is left to a function of both texts in a worker process."""
+  """A grade that is left to a function of texts in a worker process."""
 
-  reference: str
+  arguments: tuple[str, ...]
   extracted: str
   function: str = "grpo_jax.rewards.equality:equal"
 
@@ -93,10 +95,10 @@ def accuracy(
 ) -> Result:
   """1.0 where the final answer is right, 0.0 where it is not.
 
-  The problem's source chooses the rule in `VERIFIERS`; sources that are not
-  named there are graded by `number`. Programs are right where they pass all
-  unit tests, under the limits that `code.unit_tests` has by default. None where
-  a problem cannot be graded. Each outcome is logged as a share of all
+  The problem's source chooses the rule, see `rule_for`. Programs are right
+  where they pass all unit tests, under the limits that `code.unit_tests` has by
+  default. None where a problem cannot be graded. Each outcome is logged as a
+  share of all
   completions.
 
   Args:
@@ -121,9 +123,74 @@ def check(problems: Iterable[types.Problem]) -> None:
     sandbox.check("namespaces")
 
 
+def rule_for(problem: types.Problem) -> str:
+  """The rule in `VERIFIERS` that grades a problem: its source.
+
+  A problem of a user's file that names no source (`UNNAMED`) is graded by what
+  its reference is: "number", "choice", "text", or "math" for all else.
+
+  Raises:
+    ConfigError: its source is none of ours.
+  """
+  if problem.source in UNNAMED and problem.source not in VERIFIERS:
+    kind = final_answer.kind(final_answer.reference(problem.answer))
+    return "math" if kind == final_answer.FORMULA else kind
+  if problem.source not in VERIFIERS:
+    raise errors.ConfigError(
+      f"No rule grades the source {problem.source!r} of the problem"
+      f" {problem.question[:60]!r}; {errors.nearest(problem.source, VERIFIERS)}"
+    )
+  return problem.source
+
+
+def check_sources(
+  problems: Sequence[types.Problem], where: str = "config.data"
+) -> str:
+  """Says which rules grade problems that name no source; "" where all name one.
+
+  Args:
+    problems: at random access; all that the accuracy is asked about.
+    where: how a sentence names them.
+
+  Raises:
+    ConfigError: the source of one is none of ours; the sentence has its place.
+  """
+  places = range(len(problems))
+  unnamed = []
+  for place in places:
+    problem = problems[place]
+    if problem.source in UNNAMED:
+      unnamed.append(place)
+    elif problem.source not in VERIFIERS:
+      raise errors.ConfigError(
+        f"{where}, problem {place + 1} of {len(problems)}"
+        f" ({problem.question[:60]!r}): no rule grades its source"
+        f" {problem.source!r}; {errors.nearest(problem.source, VERIFIERS)}"
+      )
+  step = max(1, len(unnamed) // _TRIED)
+  counts = collections.Counter(
+    rule_for(problems[place]) for place in unnamed[::step]
+  )
+  if not counts:
+    return ""
+  total = counts.total()
+  shares = ", ".join(
+    f"{rule} {count / total:.0%}" for rule, count in counts.most_common()
+  )
+  return (
+    f"{where} names no source: its problems are graded by what their reference"
+    f' answers are ({shares} of {total:,} tried). source="math" or another'
+    " names one rule for all."
+  )
+
+
 def compares(source: str) -> bool:
   """Whether problems of this source have answers that can be equal."""
-  return VERIFIERS.get(source, number) is not Program
+  return VERIFIERS.get(source) is not Program
+
+
+def _found(problem: types.Problem, completion: str):
+  return VERIFIERS[rule_for(problem)](problem, completion)
 
 
 def extract(problem: types.Problem, completion: str) -> str | None:
@@ -131,7 +198,7 @@ def extract(problem: types.Problem, completion: str) -> str | None:
 
   None for programs too, and for a verifier that does not tell.
   """
-  found = VERIFIERS.get(problem.source, number)(problem, completion)
+  found = _found(problem, completion)
   return getattr(found, "extracted", None)
 
 
@@ -139,13 +206,13 @@ def same(source: str, answers: Sequence[tuple[str, str]]) -> list[bool]:
   """Whether the answers of each pair are equal to one another.
 
   By the verifier, with the first answer as the reference, where it compares
-  answers with a reference (`number`, `math`); else as texts without blanks.
+  answers with a reference (as `math` does); else as texts without blanks.
 
   Args:
     source: of the problems.
     answers: as `extract` returned them.
   """
-  if VERIFIERS.get(source, number) not in (number, math):
+  if source not in UNNAMED and VERIFIERS.get(source) not in _COMPARED:
     return [_without_blanks(a) == _without_blanks(b) for a, b in answers]
   problems = [types.Problem("", first, source, "") for first, _ in answers]
   texts = [f"<answer>{second}</answer>" for _, second in answers]
@@ -164,11 +231,12 @@ def grades(
   Raises:
     ValueError: the deadline is no positive number.
     RuntimeError: no process can be started that grades.
+    ConfigError: the source of a problem is none of ours.
   """
   if not (deadline > 0 and math_lib.isfinite(deadline)):
     raise ValueError(f"{deadline=} must be a positive number of seconds.")
   found = [
-    VERIFIERS.get(problem.source, number)(problem, completion)
+    _found(problem, completion)
     for problem, completion in zip(problems, completions, strict=True)
   ]
   # The completions of a group often agree; each answer is compared once.
@@ -177,7 +245,7 @@ def grades(
   for function in {f.function for f in pending}:
     chosen = [f for f in pending if f.function == function]
     outcomes = workers.shared(num_workers).map(
-      function, [f[:2] for f in chosen], deadline=deadline
+      function, [f.arguments for f in chosen], deadline=deadline
     )
     graded |= zip(chosen, map(_graded, chosen, outcomes), strict=True)
   programs = list({f: None for f in found if isinstance(f, Program)})
@@ -223,6 +291,7 @@ def grade(
   completion: str,
   *,
   prompt: str = "",
+  question: str = "",
   source: str = "math",
   deadline: float | int = 3.0,
 ) -> Grade:
@@ -232,10 +301,11 @@ def grade(
     answer: the reference.
     completion: the text, without its prompt.
     prompt: tells whether the thinking was opened there.
+    question: whose formulas are no answers.
     source: chooses another rule of `VERIFIERS`.
     deadline: seconds.
   """
-  problem = types.Problem("", answer, source, prompt)
+  problem = types.Problem(question, answer, source, prompt)
   return grades([problem], [completion], deadline=deadline)[0]
 
 
@@ -286,52 +356,59 @@ def reasoning_gym(problem: types.Problem, completion: str) -> Grade | Pending:
     return Grade("no_answer", 0.0)
   if len(answer) > _MAX_GYM_ANSWER:
     return Grade("wrong", 0.0, answer)
-  return Pending(problem.details, answer, "grpo_jax.rewards.gym:score")
+  return Pending(
+    (problem.details, answer), answer, "grpo_jax.rewards.gym:score"
+  )
 
 
-def number(problem: types.Problem, completion: str) -> Grade:
+def number(problem: types.Problem, completion: str) -> Grade | Pending:
   """One number, compared exactly; the rule for GSM8K.
 
-  The reference is what follows `####`, or the whole reference answer. The
-  completion's answer is what its answer tags hold; without such tags what
-  follows the last `####`, to the end of that line; without those the last
-  number after the thinking. Commas between thousands, $, a unit and trailing
-  zeros after the point are tolerated. An answer that names two numbers is
-  wrong, and so is one of more than 100 digits.
+  Where the answer stands, and what a sentence says, is told in `final_answer`
+  and `statement`; how numbers are written, in `numbers`. A problem whose
+  reference is no number cannot be graded.
   """
-  reference = problem.answer.rpartition("####")[2].strip()
-  expected = final_answer.as_number(reference.rstrip("."))
-  if expected is None:
-    return Grade("ungradable", None)
-  answer = final_answer.number_text(problem, completion)
-  value = None if answer is None else final_answer.only_number(answer)
-  return _decided(value == expected, answer)
+  return _compared(problem, completion, final_answer.NUMBER)
+
+
+def choice(problem: types.Problem, completion: str) -> Grade | Pending:
+  """The letter of an option, such as C, (C) or `C. Paris`."""
+  return _compared(problem, completion, final_answer.CHOICE)
+
+
+def text(problem: types.Problem, completion: str) -> Grade | Pending:
+  """An answer in words, compared without case and blanks."""
+  return _compared(problem, completion, final_answer.TEXT)
 
 
 def math(problem: types.Problem, completion: str) -> Grade | Pending:
   r"""One mathematical answer in LaTeX or plain text; the rule for MATH.
 
   The reference is what the last `\boxed{}` of the reference answer holds, or
-  follows `####`, or all of it. The completion's answer is what its answer tags
-  hold; without such tags it comes from the text after the thinking: the last
-  `\boxed{}`, what follows the last `####`, or "answer is" or "answer:", to the
-  end of that line. Without any of these it is the last number where the
-  reference is one, the last option's letter where it is one, else the last
-  formula between dollars, else the last line. See `equality` for what is equal.
+  follows `####`, or all of it; it may be a number, an option's letter, words or
+  any formula, and is compared as that. See `equality` for what is equal.
   """
-  reference = final_answer.boxed(problem.answer)
-  if reference is None:
-    reference = problem.answer.rpartition("####")[2]
-  reference = reference.strip()
+  return _compared(problem, completion, None)
+
+
+def _compared(
+  problem: types.Problem, completion: str, kind: str | None
+) -> Grade | Pending:
+  reference = final_answer.reference(problem.answer)
   if not 0 < len(reference) <= equality.MAX_CHARACTERS:
     return Grade("ungradable", None)
-  answer = final_answer.math_text(problem, completion, reference)
+  found = final_answer.kind(reference)
+  if kind is not None and found != kind:
+    return Grade("ungradable", None)
+  answer = final_answer.find(problem, completion, found, reference)
   if not answer:
     return Grade("no_answer", 0.0)
   right = equality.decide(reference, answer)
-  return (
-    Pending(reference, answer) if right is None else _decided(right, answer)
-  )
+  if right is None:
+    return Pending((reference, answer, problem.question), answer)
+  if right and equality.copied(reference, answer, problem.question):
+    return Grade("wrong", 0.0, answer)
+  return _decided(right, answer)
 
 
 VERIFIERS: dict[str, Verifier] = {
@@ -339,6 +416,9 @@ VERIFIERS: dict[str, Verifier] = {
   "addition": addition,
   "gsm8k": number,
   "math": math,
+  "number": number,
+  "choice": choice,
+  "text": text,
   "countdown": countdown,
   "reasoning_gym": reasoning_gym,
   "mgsm": number,
@@ -347,6 +427,13 @@ VERIFIERS: dict[str, Verifier] = {
   "humaneval": Program,
   "mbpp": Program,
 }
+
+
+# What a problem's source says where a user's file names none.
+UNNAMED = ("", "jsonl", "preferences")
+_COMPARED = (number, choice, text, math)
+# Problems whose references are looked at to say which rules grade them.
+_TRIED = 2000
 
 
 def _without_blanks(text: str | None) -> str:

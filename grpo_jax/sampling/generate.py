@@ -139,4 +139,6 @@ def decoded(
   """Returns the text of each completion, [P, G, N] to P * G of them."""
   length = tokens.shape[-1]
   rows = zip(tokens.reshape(-1, length), mask.reshape(-1, length), strict=True)
-  return [tok.decode(row[inside].tolist()) for row, inside in rows]
+  return [
+    tokenizer.decode_after(tok, row[inside].tolist()) for row, inside in rows
+  ]

@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+# Of a sum of probabilities.
+_ROUNDING = 1e-6
+
 
 def top_k(logits: Float[Array, "*rows V"], k: int) -> Float[Array, "*rows V"]:
   """Keeps the k largest logits, and any equal to the smallest of those."""
@@ -19,12 +22,16 @@ def top_p(logits: Float[Array, "*rows V"], p: float) -> Float[Array, "*rows V"]:
   """Keeps the fewest most probable tokens that together reach p.
 
   Nucleus sampling (arXiv 1904.09751, section 3.1). The most probable token is
-  always kept, and so is any as probable as the last one kept.
+  always kept, and so is any as probable as the last one kept. Sums reach p when
+  they do so but for the rounding of V additions in float32.
   """
   probs = jax.nn.softmax(logits, axis=-1)
   ordered = jnp.sort(probs, axis=-1, descending=True)
   before = jnp.cumsum(ordered, axis=-1) - ordered
-  least = jnp.min(jnp.where(before < p, ordered, 1.0), axis=-1, keepdims=True)
+  # 0.5 + 0.3 is less than 0.8 in float32.
+  kept = before < p - _ROUNDING
+  kept |= jnp.arange(logits.shape[-1]) == 0
+  least = jnp.min(jnp.where(kept, ordered, 1.0), axis=-1, keepdims=True)
   return jnp.where(probs < least, -jnp.inf, logits)
 
 
@@ -53,7 +60,7 @@ def process(
     logits: of the model.
     temperature: above 0; 0 puts all mass on the largest logit.
     top_k_: 0 keeps all.
-    top_p_: 1 keeps all.
+    top_p_: 1 keeps all, 0 the most probable one.
     min_p_: 0 keeps all.
   """
   logits = logits.astype(jnp.float32)

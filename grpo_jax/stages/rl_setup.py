@@ -14,7 +14,7 @@ from grpo_jax.losses import advantages as advantages_lib
 from grpo_jax.models import lora, moe
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
-from grpo_jax.rewards import combine
+from grpo_jax.rewards import combine, rules
 from grpo_jax.rewards import section as section_lib
 from grpo_jax.rl import (
   coefficients,
@@ -82,6 +82,8 @@ def begin(run: setup.Run) -> Begun | None:
   problems = datasets.load(**config.data, data_dir=run.data_dir)
   from_step = curriculum_lib.first_steps(problems, config.from_step.to_dict())
   combine.check_sources(config.rewards, from_step)
+  if said := rules.check(config.rewards, problems, "config.data"):
+    progress.say(said)
   template, notes = run.template, None
   if config.pretrain:  # Before the base is made, which takes its time.
     fill = functools.partial(prompts.fill, template)

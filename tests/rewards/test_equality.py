@@ -99,7 +99,6 @@ DIFFERENT = [
   (r"\text{(C)}", "C, D"),
   ("5", r"\infty"),
   (r"\infty", "5"),
-  ("5", "\uff15"),
   ("5", "\u0665"),
 ]  # fmt: skip
 

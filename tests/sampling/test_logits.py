@@ -91,6 +91,32 @@ def test_what_is_equal_to_the_last_one_kept_is_kept():
   assert np.isfinite(logits_lib.top_p(logits, 0.4 - 1e-3)).sum() == 1
 
 
+@pytest.mark.parametrize(
+  "filters",
+  [dict(top_p_=0.0), dict(min_p_=1.0), dict(top_p_=1e-9), dict(top_k_=1)],
+)
+def test_the_most_probable_token_is_always_kept(filters):
+  got = logits_lib.process(jnp.asarray(LOGITS), **filters)
+  np.testing.assert_array_equal(np.isfinite(got).sum(axis=-1), 1)
+  np.testing.assert_array_equal(np.argmax(got, -1), np.argmax(LOGITS, -1))
+
+
+@pytest.mark.parametrize(
+  "probs, p, kept",
+  [
+    # The test of transformers' TopPLogitsWarper.
+    ([0.3, 0.1, 0.1, 0.5], 0.8, [True, False, False, True]),
+    ([0.15, 0.3, 0.3, 0.25], 0.6, [False, True, True, False]),
+    ([0.7, 0.2, 0.1], 0.9, [True, True, False]),
+    ([0.4, 0.35, 0.25], 0.75, [True, True, False]),
+    ([0.4, 0.35, 0.25], 0.76, [True, True, True]),
+  ],
+)
+def test_a_sum_that_reaches_p_but_for_rounding_reaches_it(probs, p, kept):
+  got = logits_lib.process(jnp.log(jnp.array(probs)), top_p_=p)
+  np.testing.assert_array_equal(np.isfinite(got), kept)
+
+
 def test_filters_run_jitted_on_rows_of_any_rank():
   for shape in ((17,), (2, 17), (1, 2, 3, 17)):
     row = jnp.broadcast_to(LOGITS[0, 0], shape)

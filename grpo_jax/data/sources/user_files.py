@@ -32,7 +32,9 @@ def jsonl(
       test.jsonl or both.
     question: name of the field with the question, a text.
     answer: name of the field with the reference answer, a text or a number.
-    source: what `Problem.source` says; it chooses the verifier.
+    source: what `Problem.source` says; it chooses the rule that grades, such as
+      "math", "number", "choice" or "text". By default each problem is graded by
+      what its reference answer is.
     test: a file beside `path`, which is the test split.
     test_share: of a single file, the share of questions that a hash of the
       question puts in the test split instead; in [0, 1).

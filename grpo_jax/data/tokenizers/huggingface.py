@@ -27,7 +27,8 @@ class HuggingFaceTokenizer:
   """A tokenizer of the `tokenizers` library.
 
   Special tokens that are written in a text become their ids, as they do in
-  `transformers`; `decode` drops them again.
+  `transformers`. `decode` drops those that frame a sequence, and writes all
+  others: `<think>` is a special token of some models, part of what they say.
 
   Attributes:
     vocab_size: one more than the largest id. A model may have more rows.
@@ -91,6 +92,9 @@ class HuggingFaceTokenizer:
     unknown = getattr(model.model, "unk_token", None)
     self.unknown_id: int | None = model.token_to_id(unknown or "")
     self.vocab_size: int = 1 + max(model.get_vocab().values())
+    roles = (tokens.get(f"{role}_token", "") for role in ("bos", "eos", "pad"))
+    frame = map(model.token_to_id, roles)
+    self._frame = {i for i in frame if i is not None} | set(self.eos_ids)
     self.special_tokens = tokens
     self.chat_template = settings.chat_template
 
@@ -109,9 +113,13 @@ class HuggingFaceTokenizer:
     return found.ids, [start for start, _ in found.offsets]
 
   def decode(self, ids: Iterable[SupportsIndex]) -> str:
-    """Text of the ids; special and unoccupied ids are dropped."""
-    known = [i for i in map(int, ids) if 0 <= i < self.vocab_size]
-    return self._model.decode(known, skip_special_tokens=True)
+    """Text of the ids; bos, eos, pad and unoccupied ids are dropped."""
+    known = [
+      i
+      for i in map(int, ids)
+      if 0 <= i < self.vocab_size and i not in self._frame
+    ]
+    return self._model.decode(known, skip_special_tokens=False)
 
   def piece(self, token: SupportsIndex) -> str:
     """How one id looks, for people to read; "" for an unoccupied id."""

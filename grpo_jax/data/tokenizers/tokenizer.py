@@ -5,12 +5,15 @@ given; bytes, which need no training; and those of Hugging Face's checkpoints
 (`data/huggingface.py`). The first two keep text as it is (no normalization), so
 that what the policy wrote is what the rewards read. `encode` adds no special
 token; ids that mean nothing are dropped by `decode`, which never raises: a
-policy may draw a slot of the padded vocabulary that no piece occupies.
+policy may draw a slot of the padded vocabulary that no piece occupies. So are
+those that frame a sequence (bos, eos, pad). All others are written: special
+tokens such as `<think>` are part of what a policy says.
 """
 
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -87,6 +90,8 @@ class SentencePieceTokenizer:
       for i in range(self.vocab_size)
       if self._model.is_control(i)
     }
+    # Other control pieces are part of what a model says.
+    self._frame = {bos, eos, pad, *stop}
 
   def encode(self, text: str) -> list[int]:
     """Ids of the text alone, without special tokens."""
@@ -111,9 +116,24 @@ class SentencePieceTokenizer:
     return _encode_between(text, self._control, encode)
 
   def decode(self, ids: Iterable[SupportsIndex]) -> str:
-    """Text of the ids; special and unoccupied ids are dropped."""
-    known = [i for i in map(int, ids) if 0 <= i < self.vocab_size]
-    return self._model.decode(known)
+    """Text of the ids; bos, eos, pad and unoccupied ids are dropped."""
+    known = [
+      i
+      for i in map(int, ids)
+      if 0 <= i < self.vocab_size and i not in self._frame
+    ]
+    parts = []
+    for control, group in itertools.groupby(known, self._model.is_control):
+      if control:
+        parts += map(self._model.id_to_piece, group)
+      elif parts:
+        # The blank that begins a piece is one here, and not at the beginning.
+        front = self._model.encode("a")
+        after = self._model.decode([*front, *group])
+        parts.append(after[len(self._model.decode(front)) :])
+      else:
+        parts.append(self._model.decode(list(group)))
+    return "".join(parts)
 
   def piece(self, token: SupportsIndex) -> str:
     """How one id looks, for people to read; "" for an unoccupied id."""
@@ -237,6 +257,15 @@ class ByteTokenizer:
 Tokenizer = (
   SentencePieceTokenizer | ByteTokenizer | huggingface.HuggingFaceTokenizer
 )
+
+
+def decode_after(tokenizer: Tokenizer, ids: Iterable[SupportsIndex]) -> str:
+  """Text of ids that follow others, as a completion follows its prompt.
+
+  Where a piece begins with a blank, `decode` drops that of the first one.
+  """
+  front = tokenizer.encode("a")
+  return tokenizer.decode([*front, *ids])[len(tokenizer.decode(front)) :]
 
 
 class IncrementalDecoder:
