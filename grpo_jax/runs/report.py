@@ -82,7 +82,10 @@ def write_report(
     raise ValueError(f"There are no metrics of a run in {workdir}.")
   columns = min(3, len(shown))
   rows = -(-len(shown) // columns)
-  figure = Figure(figsize=(3.9 * columns, 2.7 * rows), layout="constrained")
+  warnings = run_log.read(workdir / run_log.WARNINGS)
+  lines = [title] * bool(title) + [_warning(each, columns) for each in warnings]
+  height = 2.7 * rows + 0.13 * "\n".join(lines).count("\n")
+  figure = Figure(figsize=(3.9 * columns, height), layout="constrained")
   FigureCanvasAgg(figure)
   figure.get_layout_engine().set(hspace=0.06, wspace=0.04)
   grid = list(figure.subplots(rows, columns, squeeze=False, sharex=True).flat)
@@ -94,8 +97,6 @@ def write_report(
   for axes in grid[max(0, len(shown) - columns) : len(shown)]:
     axes.set_xlabel("step", color=_INK, fontsize=9)
     axes.tick_params(labelbottom=True)
-  warnings = run_log.read(workdir / run_log.WARNINGS)
-  lines = [title] * bool(title) + [_warning(each, columns) for each in warnings]
   if lines:
     figure.suptitle(
       "\n".join(lines),
