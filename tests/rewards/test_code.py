@@ -318,6 +318,9 @@ def test_the_bound_holds_where_no_case_times_out():
     ("def t():\n  with a: pass\ntry: t()\nexcept NameError:\n  f(2)\n"
      "  assert f(1) == 1", (0, 1)),
     ("try: assert f(2) == 4\nexcept KeyError: pass", (0, 1)),
+    ("class T:\n  def go(self): assert f(2) == 4\nt = T()\nt.go()", (0, 1)),
+    ("done = [same(f(1), 1)]\nprint(done)\nsame(f(2), 4)", (1, 2)),
+    ("def g(): same(f(1), 2)\ndef g(): same(f(2), 4)\ng()", (0, 1)),
     ("try: assert f(2) == 5\nexcept AssertionError: pass\nelse: assert False\n"
      "assert f(1) == 1", None),
     ("for x in []: assert f(x)\nassert f(1) == 1", None),

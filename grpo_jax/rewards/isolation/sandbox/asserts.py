@@ -36,10 +36,12 @@ class Cases(NamedTuple):
 
   Attributes:
     preamble: its source, whose asserts tell of themselves.
-    tree: the tests, with each case in `with __case__(number, is_sure,
-      must_run):`.
-    count: the number of cases. A case that is not sure, such as an assignment
-      from a function that may test, is none if it has tested nothing.
+    tree: the tests, with each case in `with __case__(number, goes_on, idle):`.
+      The tests go on after a case that fails unless it assigns a name, which
+      they would find with an older value. What it is where no assert of it was
+      run is `idle`: "-" failed; "+" held, for it is to fail where it runs an
+      `assert False`; "?" none, as it may only mention what tests.
+    count: the number of cases, those included.
   """
 
   preamble: ast.Module
@@ -68,7 +70,10 @@ class _Numbering:
 
   def __init__(self, preamble: ast.Module, tree: ast.Module):
     self.count = 0
-    self._testers = _testers([*ast.walk(preamble), *ast.walk(tree)])
+    nodes = [*ast.walk(preamble), *ast.walk(tree)]
+    self._testers = _testers(nodes)
+    classes = {node.name for node in nodes if isinstance(node, ast.ClassDef)}
+    self._functions = self._testers - classes
     self._once = _called_once(tree)
     self._marking = _Marking()
 
@@ -85,16 +90,20 @@ class _Numbering:
     called = _called(node)
     if called in self._once and called in self._testers:
       return _within(GROUP, [], node)
-    direct = any(_is_test(x) for x in _walk(node))
-    names = any(_names(x) in self._testers for x in ast.walk(node))
-    must_run = names or any(_tests_a_value(x) for x in _walk(node))
+    parts = list(_walk(node))
+    asserts = any(_tests_a_value(part) for part in parts)
+    failures = any(_is_failure(part) for part in parts)
+    calls = any(
+      isinstance(x, ast.Call) and _names(x.func) in self._functions
+      for x in ast.walk(node)
+    )
+    mentions = any(_names(x) in self._testers for x in ast.walk(node))
     node, entered = self._marking.statement(node)
-    if not (direct or names):
+    if not (asserts or failures or mentions):
       return node
-    sure = direct or not isinstance(node, _ASSIGNMENTS)
-    # A failure outside of loops that was not met is a test that held.
-    must_run = must_run or entered
-    arguments = [ast.Constant(x) for x in (self.count, sure, must_run)]
+    idle = "-" if asserts or calls or entered else "+" if failures else "?"
+    goes_on = not isinstance(node, _ASSIGNMENTS)
+    arguments = [ast.Constant(x) for x in (self.count, goes_on, idle)]
     self.count += 1
     return _within(CASE, arguments, node)
 
@@ -172,11 +181,13 @@ def _testers(nodes: list[ast.AST]) -> set[str]:
 def _called_once(tree: ast.Module) -> set[str]:
   """Functions that run once: their statements may be cases of their own."""
   used = [_names(node) for node in ast.walk(tree)]
+  defined = [getattr(node, "name", None) for node in ast.walk(tree)]
   functions = {
     node.name: node
     for node in tree.body
     if isinstance(node, ast.FunctionDef)
     and not node.decorator_list
+    and defined.count(node.name) == 1
     and not any(isinstance(x, ast.Yield | ast.YieldFrom) for x in _walk(node))
   }
   found: set[str] = set()

@@ -126,11 +126,11 @@ class _Progress:
 
 
 class _Case:
-  """A case, see `asserts.Cases`; it keeps what it raises to itself."""
+  """A case, see `asserts.Cases`."""
 
-  def __init__(self, progress, number, is_sure, must_run):
+  def __init__(self, progress, number, goes_on, idle):
     self._progress, self._number = progress, number
-    self._is_sure, self._must_run = is_sure, must_run
+    self._goes_on, self._idle = goes_on, idle
 
   def __enter__(self):
     self._progress.in_case = True
@@ -139,15 +139,11 @@ class _Case:
   def __exit__(self, kind, error, trace):
     progress = self._progress
     progress.in_case = False
-    sign = "-"
-    if kind is None and not progress.failed:
-      if progress.ran or not self._must_run:
-        sign = "+"
-      elif not self._is_sure:
-        sign = "?"
+    sign = "+" if progress.ran else self._idle
+    if kind is not None or progress.failed:
+      sign = "-"
     progress.write(f"{sign}{self._number}")
-    # What follows an assignment that failed would test an older value.
-    return self._is_sure and kind is not None and issubclass(kind, Exception)
+    return self._goes_on and kind is not None and issubclass(kind, Exception)
 
 
 class _Group:
