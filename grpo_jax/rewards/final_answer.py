@@ -39,8 +39,8 @@ _UNBRACED = re.compile(
   r"[^\s${}]+(?:[ \t]+[^\s${}]+)*(?=[ \t]*\$)|[^\s${}.,;]+"
 )
 _BETWEEN = re.compile(
-  r"(?:[\s$,;&.~]|\\[,;:! ()\[\]]|\\q?quad|\\text\s*\{\s*,?\s*(?:and|or)\s*\}"
-  r"|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|[\u548c\u6216\u3001\uff0c\uff1b]"
+  r"(?:[\s$,;&.~/|]|\\[,;:! ()\[\]]|\\q?quad|\\text\s*\{\s*,?\s*(?:and|or)\s*\}"
+  r"|(?<![A-Za-z])(?:and|or|vs|versus|maybe|perhaps|possibly)(?![A-Za-z])|[\u548c\u6216\u3001\uff0c\uff1b]"
   r"|\\?[A-Za-z](?:_\{?\w\}?)?\s*=)*",
   re.IGNORECASE,
 )

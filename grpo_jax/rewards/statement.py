@@ -62,8 +62,8 @@ _CLAUSE = re.compile(
 _NOT = re.compile(
   r"\b(?:not|no|never|neither|nor|cannot|wrong|incorrect|rather than|instead of"
   r"|except|excluding|unless|(?:more|less|fewer|greater|larger|smaller|other)"
-  r" than|at least|at most|between|under|below|above|exceeds?)\b|n['\u2019]t\b"
-  r"|\bor\s*$|[\u4e0d\u975e\u672a\u6ca1\u6216]|\u81f3\u5c11|\u81f3\u591a"
+  r" than|at least|at most|between|exceeds?)\b|n['\u2019]t\b"
+  r"|\b(?:or|over|under|below|above)\W*$|[\u4e0d\u975e\u672a\u6ca1\u6216]|\u81f3\u5c11|\u81f3\u591a"
   r"|\u8d85\u8fc7",
   re.IGNORECASE,
 )
@@ -82,7 +82,8 @@ _NO = re.compile(
   r"(?![A-Za-z])",
   re.IGNORECASE,
 )
-_CALCULATION = re.compile(r"<<[^<>]*>>")
+# Calculations of GSM8K's solutions, and emphasis of HTML.
+_CALCULATION = re.compile(r"<<[^<>]*>>|</?(?:b|i|u|em|strong)>")
 _IS = re.compile(
   r"(?<![A-Za-z])(?:is|are|was|were|be|equals?|equal to|gives|yields|makes|ist"
   r"|sind|est|sont|es|son)(?![A-Za-z'\u2019])\s*[:=]?\s*"
@@ -273,6 +274,8 @@ def _trimmed(text: str, run: list[re.Match[str]]) -> Quantity | None:
     ):
       break
     first += 1
+  if first < last and run[first][0] == "/":  # As of `km/h`.
+    return None
   kinds = {token.lastgroup for token in run[first:last]}
   if not kinds & {"number", "formula", "command", "function"}:
     if not kinds >= {"word", "sign"}:
