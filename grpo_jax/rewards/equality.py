@@ -149,7 +149,7 @@ def warm_up() -> None:
 
 def _number(text: str) -> numbers.Number | None:
   """The number that a canonical answer is, with or without its name."""
-  sides = latex.split(latex.split(text, "\\approx")[0], "=")
+  sides = _sides(latex.split(text, "\\approx")[0])
   if len(sides) > 1 and not _NAME.fullmatch(sides[0]):
     return None
   return numbers.read(sides[-1])
