@@ -47,7 +47,8 @@ _GREEK = (
 _NAME = re.compile(
   rf"(?:[A-Za-z]|[A-Z]{{2,3}}|\\(?:{_GREEK})|(?:m ?)?\\angle ?[A-Z]{{1,3}}"
   r"|[A-Za-z]{4,}|\\text\{[A-Za-z ]+\})"
-  r" ?'*(?:_(?:\{\w+\}|\w))?'*(?:\^\{-1\})?(?:\([A-Za-z](?:,[A-Za-z])*\))?"
+  r" ?'*(?:_(?:\{\w+\}|\w))?'*(?:\^\{-1\})?"
+  r"(?:\([A-Za-z0-9]+(?:,[A-Za-z0-9]+)*\))?"
 )
 
 
@@ -148,7 +149,7 @@ def warm_up() -> None:
 
 def _number(text: str) -> numbers.Number | None:
   """The number that a canonical answer is, with or without its name."""
-  sides = latex.split(latex.split(text, "\\approx")[0], "=")
+  sides = _sides(latex.split(text, "\\approx")[0])
   if len(sides) > 1 and not _NAME.fullmatch(sides[0]):
     return None
   return numbers.read(sides[-1])

@@ -39,11 +39,12 @@ _UNBRACED = re.compile(
   r"[^\s${}]+(?:[ \t]+[^\s${}]+)*(?=[ \t]*\$)|[^\s${}.,;]+"
 )
 _BETWEEN = re.compile(
-  r"(?:[\s$,;&.~]|\\[,;:! ()\[\]]|\\q?quad|\\text\s*\{\s*,?\s*(?:and|or)\s*\}"
-  r"|(?<![A-Za-z])(?:and|or)(?![A-Za-z])|[\u548c\u6216\u3001\uff0c\uff1b]"
+  r"(?:[\s$,;&.~/|]|\\[,;:! ()\[\]]|\\q?quad|\\text\s*\{\s*,?\s*(?:and|or)\s*\}"
+  r"|(?<![A-Za-z])(?:and|or|vs|versus|maybe|perhaps|possibly)(?![A-Za-z])|[\u548c\u6216\u3001\uff0c\uff1b]"
   r"|\\?[A-Za-z](?:_\{?\w\}?)?\s*=)*",
   re.IGNORECASE,
 )
+_MAX_LINE = 2 * statement.MAX_CHARACTERS
 _MAX_BETWEEN = 300  # Characters between two boxes of one list.
 _END = re.compile(r"[.!?]\s|\n\s*\n|[\u3002\uff01\uff1f]")
 _CORRECTION = re.compile(
@@ -182,7 +183,8 @@ def _has_answer_tags(problem: types.Problem, completion: str) -> bool:
 
 def _line(text: str) -> str:
   """The first line that is not empty."""
-  return text.strip().partition("\n")[0]
+  text = statement.on_one_line(text[:_MAX_LINE].lstrip())
+  return text.partition("\n")[0].rstrip()
 
 
 def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:

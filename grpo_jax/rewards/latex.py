@@ -168,6 +168,7 @@ _AND_OR = re.compile(
 TEXT = re.compile(r"\\text\{([^{}]*)\}")
 # Text that names a number or a second answer, such as `\text{ or 7}`.
 _NUMBER_TEXT = re.compile(r"\\text\{(\s*(?:and|or)\s[^{}]*|\s*-?[0-9.,]+\s*)\}")
+_ALL_TEXT = re.compile(r"\s*\\text\{\s*([-+]?[0-9][^{}]*)\}\s*")
 # What turns a number beside it into another one, or into none.
 NEGATION = re.compile(
   r"(?<![A-Za-z])(?:not|no|non|never|neither|nor|cannot|without|except|unless"
@@ -192,7 +193,7 @@ _TEXT_UNIT = re.compile(
 )
 _SHORT = (
   r"(?:[cdkm]?m|[km]?g|ft|mph|in|mi|yd|lbs?|oz|[kmc]?[lL]|ms|hrs?|mins?|secs?"
-  r"|yrs?|[sh]|[kM]?(?:W|V|Hz|J|Pa|B)|km/h|m/s|kWh|[CFK]|[ap]\.?m|of|at|by|on"
+  r"|yrs?|[sh]|[kM]?(?:W|V|Hz|J|Pa)|km/h|m/s|kWh|[CF]|(?<=\s)K|[ap]\.?m|of|at|by|on"
   r"|st|nd|rd|th)(?![A-Za-z])"
 )
 _LONG = r"[A-Za-z]{3}[A-Za-z']*"
@@ -206,7 +207,7 @@ _WORD_UNIT = re.compile(
   r"(?:(?<=[0-9})%])|(?<=\\pi))"
   rf"(?:\s*{_SHORT}(?:[ ./-]+[A-Za-z'.]+)*"
   rf"|\s+{_LONG}(?:[ ./-]+[A-Za-z'.]+)*"
-  rf"|(?:(?!xyz|abc){_LONG})(?:[ ./-]+[A-Za-z'.]+)*"
+  rf"|(?:(?!xyz|abc|ish){_LONG})(?:[ ./-]+[A-Za-z'.]+)*"
   rf"|\s*(?:(?!{_CHINESE_NUMBER}){_CJK})+)"
   rf"\.?{_POWER}$"
 )
@@ -234,6 +235,8 @@ def canonical(text: str) -> str:
   for opening in ("\\sqrt(", "^("):
     text = _braced(text, opening)
   text = _NUMBER_TEXT.sub(r" \1 ", text)
+  words = _ALL_TEXT.fullmatch(text)
+  text = words[1] if words else text
   text = _AND_OR.sub(", ", " ".join(text.split()))
   text = _trimmed(_BLANKS.sub(r"\1", _without_thousands(text)))
   front = _FRONT.match(text)

@@ -10,6 +10,7 @@ from grpo_jax.rewards import latex
 _MATRIX = re.compile(
   r"\\begin\{([bp]?matrix|array)\}(?:\{[lcr| ]*\})?(.*)\\end\{\1\}"
 )
+_PLUS_MINUS = re.compile(r"\\pm\s*")
 # Brackets that two numbers in them make an interval.
 INTERVALS = ("()", "(]", "[)", "[]", "union")
 
@@ -33,7 +34,7 @@ def structure(text: str) -> tuple[str, list[str]] | None:
       return kind, parts
   if text.count("\\pm") == 1:
     return "set", [
-      text.replace("\\pm", sign).replace("\\mp", other)
+      _PLUS_MINUS.sub(sign, text).replace("\\mp", other)
       for sign, other in ("+-", "-+")
     ]
   brackets, inner = inside(text)

@@ -23,7 +23,8 @@ _PERCENT = re.compile(r"\s*(?:\\?%|percent|per cent|pct\.?)$")
 _DIGITS = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _DECIMAL = re.compile(
   rf"([-+]?)([0-9]{{1,3}}(?: [0-9]{{3}})+(?:\.[0-9]+)?|{_DIGITS})"
-  r"(?: ?(?:\\times|\\cdot|x) ?10\^(?:\{([-+]?[0-9]{1,3})\}|([-+]?[0-9]{1,3}))"
+  r"(?: ?(?:\\times|\\cdot|x) ?(?:10|\{10\})"
+  r"\^(?:\{([-+]?[0-9]{1,3})\}|([-+]?[0-9]{1,3}))"
   r"|[eE]([-+]?[0-9]{1,3}))?"
 )
 _REPEATING = re.compile(
@@ -124,6 +125,8 @@ def of_float(value: float) -> Number:
 
 def _bare(text: str) -> str:
   """The text without brackets around all of it."""
+  if text.startswith("\\{") and text.endswith("\\}"):
+    text = text[2:-2].strip()
   while text[:1] in ("(", "[", "{") and text:
     if latex.closing(text, 0) != len(text) - 1:
       return text

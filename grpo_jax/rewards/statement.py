@@ -39,7 +39,7 @@ _TOKEN = re.compile(
   r"|(?P<money>(?:US|(?:USD|EUR|Rs\.?)\s)?[$\u20ac\u00a3\u00a5]\s?(?=-?[0-9.]))"
   r"|(?P<number>(?:[0-9]+(?:,[0-9]{3}(?![0-9]))*(?:\.[0-9]+)?|\.[0-9]+)"
   r"(?:[eE][-+]?[0-9]{1,3}(?![A-Za-z0-9]))?)"
-  r"|(?P<command>\\text\s*\{[^{}]*\}|\\[A-Za-z]+|\\[^A-Za-z\s])"
+  r"|(?P<command>\\(?:text[a-z]*|mbox|math[a-z]+)\s*\{[^{}]*\}|\\[A-Za-z]+|\\[^A-Za-z\s])"
   r"|(?P<scale>(?:hundred|thousand|[mb]illion|trillion|dozen|percent|per cent"
   r"|half|halves|thirds?|quarters?|fifths?|sixths?|eighths?|tenths?)\b"
   r"|[\u767e\u5343\u4e07\u842c\u4ebf\u5104])"
@@ -62,8 +62,8 @@ _CLAUSE = re.compile(
 _NOT = re.compile(
   r"\b(?:not|no|never|neither|nor|cannot|wrong|incorrect|rather than|instead of"
   r"|except|excluding|unless|(?:more|less|fewer|greater|larger|smaller|other)"
-  r" than|at least|at most|between|under|below|above|exceeds?)\b|n['\u2019]t\b"
-  r"|\bor\s*$|[\u4e0d\u975e\u672a\u6ca1\u6216]|\u81f3\u5c11|\u81f3\u591a"
+  r" than|at least|at most|between|exceeds?)\b|n['\u2019]t\b"
+  r"|\b(?:or|over|under|below|above)\W*$|[\u4e0d\u975e\u672a\u6ca1\u6216]|\u81f3\u5c11|\u81f3\u591a"
   r"|\u8d85\u8fc7",
   re.IGNORECASE,
 )
@@ -82,7 +82,8 @@ _NO = re.compile(
   r"(?![A-Za-z])",
   re.IGNORECASE,
 )
-_CALCULATION = re.compile(r"<<[^<>]*>>")
+# Calculations of GSM8K's solutions, and emphasis of HTML.
+_CALCULATION = re.compile(r"<<[^<>]*>>|</?(?:b|i|u|em|strong)>")
 _IS = re.compile(
   r"(?<![A-Za-z])(?:is|are|was|were|be|equals?|equal to|gives|yields|makes|ist"
   r"|sind|est|sont|es|son)(?![A-Za-z'\u2019])\s*[:=]?\s*"
@@ -176,13 +177,14 @@ def formula(text: str, reference: str, *, alone: bool = False) -> str:
 def choice(text: str) -> str | None:
   """The letter of a statement where an option is asked for.
 
-  None where the rule finds no answer.
+  All of the statement, or None, where the rule finds no answer.
   """
   if len(text) > MAX_CHARACTERS:
     return None
+  refused = None if equality.is_choice(text) else text
   first, later = _first(text)
   if _NO.match(later):
-    return None
+    return refused
   if equality.is_choice(first):
     return first
   for start in dict.fromkeys((0, _last_is(first))):
@@ -190,8 +192,8 @@ def choice(text: str) -> str | None:
     if option:
       after = first[option.end() + 1 :].lstrip(")")
       hedged = _against(after) or _beside(after) or _negated(first[:start])
-      return None if hedged else first[option.end()]
-  return None
+      return refused if hedged else first[option.end()]
+  return refused
 
 
 def number_at_end(text: str) -> str | None:
@@ -267,12 +269,13 @@ def _trimmed(text: str, run: list[re.Match[str]]) -> Quantity | None:
     token, after = run[first], text[run[first].end() :][:1]
     if token[0] in _CLOSING or (token[0] in _OPENING and open_ > 0):
       open_ += 1 if token[0] in _CLOSING else -1
-    # Also the dash of a list.
     elif token[0] not in (*_AROUND, "=", "%") and not (
-      token[0] in ("-", "*") and after == " "
+      token[0] in ("-", "*") and after == " " and token.start()
     ):
       break
     first += 1
+  if first < last and run[first][0] == "/":  # As of `km/h`.
+    return None
   kinds = {token.lastgroup for token in run[first:last]}
   if not kinds & {"number", "formula", "command", "function"}:
     if not kinds >= {"word", "sign"}:
@@ -281,10 +284,14 @@ def _trimmed(text: str, run: list[re.Match[str]]) -> Quantity | None:
   return Quantity(text[start:end], start, end)
 
 
+def on_one_line(text: str) -> str:
+  """The text with each formula of several lines on one."""
+  return latex.FORMULA.sub(lambda match: match[0].replace("\n", " "), text)
+
+
 def _plain(text: str) -> str:
   text = _CALCULATION.sub("", text.translate(latex.WIDE))
-  # A display of several lines is one formula.
-  text = latex.FORMULA.sub(lambda match: match[0].replace("\n", " "), text)
+  text = on_one_line(text)
   text = _EMPHASIS.sub(r"\2", text)
   return _NEGATIVE.sub("-", text)
 
@@ -314,9 +321,12 @@ def _numeric(sentence: str) -> list[Quantity]:
 def _last_numeric(sentence: str) -> list[Quantity]:
   """The same, an equation at the end without what stands in front of it.
 
-  In `20% of 50 = 10` and `on day 3, 5 + 2 = 7` that is no side of it.
+  In `20% of 50 = 10` and `on day 3, 5 + 2 = 7` that is no side of it; nor is
+  the dash in front of a line.
   """
-  found = _numeric(sentence)
+  dash = re.match(r"\s*[-*]\s+", sentence)
+  blank = " " * dash.end() if dash else ""
+  found = _numeric(blank + sentence[len(blank) :])
   if not found:
     return found
   last = found[-1]

@@ -114,11 +114,7 @@ MATH = {
     (r"\boxed{1} and \boxed{-2}", r"\boxed{-2,1}", 1),
     ("1,-2", r"$\boxed{-2}$, $\boxed{1}$", 1),
     ("1,-2", r"$x = \boxed{-2}$ or $x = \boxed{1}$.", 1),
-    (
-      "1,-2",
-      r"It is $\boxed{1}$ in one case, and in the other $\boxed{-2}$.",
-      1,
-    ),
+    ("1,-2", r"It is $\boxed{1}$ once, and then $\boxed{-2}$.", 1),
     ("-2", r"\boxed{1} and \boxed{-2}", 0),
     ("5", r"\boxed{7} \boxed{5}", 0),
     ("5", r"\boxed{7}. No: \boxed{5}", 1),

@@ -78,7 +78,10 @@ def math_forms(reference: str) -> dict[str, str]:
     "said after a colon": f"so...\n**Final Answer:** {r}\n",
     "parentheses of LaTeX": f"{THOUGHT}<answer>\\({r}\\)</answer>",
     "large fractions": _boxed(re.sub(r"\\[dt]?frac", r"\\dfrac", r)),
-    "spaces": _boxed(re.sub(r"(?<![\\a-zA-Z{])([-+,=()])", r" \1 ", r)),
+    # Not around the commas of thousands, which would make a list of them.
+    "spaces": _boxed(
+      re.sub(r"(?<![\\a-zA-Z{])([-+=()]|,(?![0-9]{3}(?![0-9])))", r" \1 ", r)
+    ),
     "no units": _boxed(_UNIT.sub("", r)),
     "true minus signs": _boxed(r.replace("-", "\u2212")),
     "plain": f"{THOUGHT}<answer>{plain(r)}</answer>",
