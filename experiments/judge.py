@@ -36,6 +36,8 @@ def get_config(arg=None):
   c.sampling = dict(
     group_size=2, max_new_tokens=88, temperature=0.6, top_p=0.95, cache_chunk=44
   )
+  if configs.is_real(c.source):
+    configs.real_preferences(c)
   if arg.url:
     c.rewards = dict(
       judge=dict(

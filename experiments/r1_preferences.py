@@ -64,6 +64,8 @@ def get_config(arg=None):
     c.rewards = dict(accuracy=1.0)
     # As the toy's thoughts try again, in English and in Chinese.
     c.steps = dict(separators=(" wait ", " 等 "), continuations=8)
+  if configs.is_real(c.source):
+    configs.real_preferences(c)
   if arg.smoke:
     c.num_problems = 16
     c.prompts.prompts_per_batch = 16

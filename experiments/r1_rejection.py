@@ -33,7 +33,11 @@ def get_config(arg=None):
   source = f"{arg.runs}/r1_rl"
   if arg.model != "tiny":
     source += f"-{arg.model}"
-  c.ways.sampled.source = arg.source or source
+  source = c.ways.sampled.source = arg.source or source
+  if arg.model == "tiny" and configs.is_real(source):
+    c.model.dtype, c.prompts_per_batch = "bfloat16", 16
+    c.sampling.update(max_new_tokens=1024, cache_chunk=256)
+    c.ways.sampled.update(template="chat", prompt_slots=512)
   if arg.smoke:
     c.ways.sampled.num_problems = 2 * c.prompts_per_batch
   return c

@@ -46,8 +46,11 @@ def built_in(arg):
   """The world in miniature: minutes on two cores."""
   c = configs.built_in_rl()
   c.source, c.pretrain = f"{arg.runs}/r1_cold_start", None
+  if configs.is_real(c.source):
+    configs.real_rl(c, template="chat")
+  else:
+    c.prompts.num_prompts, c.sampling.group_size = 16, 16
   c.total_steps = 20
-  c.prompts.num_prompts, c.sampling.group_size = 16, 16
   c.rewards.language = dict(weight=0.5, language="en", among=("en", "zh"))
   c.evaluate.every = c.checkpoint.every = 10
   return c

@@ -57,6 +57,9 @@ def built_in(arg):
   """The world in miniature: its config, steps, and those before it is late."""
   c = configs.built_in_rl()
   c.source, c.pretrain = f"{arg.runs}/r1_sft", None
+  real = configs.is_real(c.source)
+  if real:
+    configs.real_rl(c, template="chat")
   c.data = mixture(sums=dict(name="pair_sum"), talk=dict(name="chat"))
   c.rewards = dict(
     accuracy=dict(weight=1.0, only_for=("pair_sum",)),
@@ -68,7 +71,8 @@ def built_in(arg):
   )
   # Gentler than before: nearly all sums are solved, and what the few groups
   # teach that do not agree is mostly noise.
-  c.optimizer.learning_rate = 1e-4
+  if not real:
+    c.optimizer.learning_rate = 1e-4
   c.evaluate.every = c.checkpoint.every = 8
   return c, 24, 8
 

@@ -23,7 +23,13 @@ from grpo_jax.configs.flags import (
   stage_of,
 )
 from grpo_jax.configs.manual import help_text
-from grpo_jax.configs.real import is_real, real_evaluation, real_rl, real_sft
+from grpo_jax.configs.real import (
+  is_real,
+  real_evaluation,
+  real_preferences,
+  real_rl,
+  real_sft,
+)
 from grpo_jax.configs.stages import (
   chain,
   collect,
@@ -68,6 +74,7 @@ __all__ = [
   "preferences",
   "pretrain",
   "real_evaluation",
+  "real_preferences",
   "real_rl",
   "real_sft",
   "rejection",

@@ -34,15 +34,19 @@ def is_real(source: str) -> bool:
   return False
 
 
-def real_rl(c: config_dict.ConfigDict) -> None:
+def real_rl(c: config_dict.ConfigDict, template: str = "r1_zero") -> None:
   """Gives a config of the rl stage what a real model needs.
 
   Lengths, what it is computed in, and batch sizes that are fitted to the
   devices when the run begins. Data and rewards stay as they are.
+
+  Args:
+    c: is changed.
+    template: in which it is asked; "chat" after SFT under a chat template.
   """
   usual = stages.rl()
   c.model, c.optimizer = usual.model, usual.optimizer
-  c.prompts = dict(template="r1_zero", num_prompts=0, prompt_slots=512)
+  c.prompts = dict(template=template, num_prompts=0, prompt_slots=512)
   c.sampling.update(max_new_tokens=1024, cache_chunk=256)
   c.batching.update(num_microbatches=0, length_multiple=256)
   real_evaluation(c.evaluate)
@@ -52,6 +56,16 @@ def real_evaluation(c: config_dict.ConfigDict) -> None:
   """Gives `evaluate` of an rl stage the lengths of a real model."""
   c.prompt_slots, c.prompts_per_batch, c.num_problems = 512, 0, 128
   c.sampling.update(group_size=1, max_new_tokens=1024, cache_chunk=256)
+
+
+def real_preferences(c: config_dict.ConfigDict) -> None:
+  """Gives a config of the preferences stage the lengths of a real model.
+
+  It is asked under its own chat template.
+  """
+  c.model.dtype = "bfloat16"
+  c.prompts = dict(template="chat", prompt_slots=512, prompts_per_batch=16)
+  c.sampling.update(max_new_tokens=1024, cache_chunk=256)
 
 
 def real_sft(c: config_dict.ConfigDict) -> None:

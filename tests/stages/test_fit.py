@@ -116,10 +116,20 @@ def test_text_is_cut_into_rows_that_fit(qwen):
     ("r1_sft", "base={},data=mine.jsonl"),
     ("preference", "base={},pairs=mine.jsonl"),
     ("evaluate", "source={}"),
+    ("r1_rejection", "source={}"),
+    ("r1_preferences", "source={}"),
+    ("judge", "source={}"),
+    ("r1_rl", "runs={}"),
+    ("r1_rlhf", "runs={}"),
   ],
 )
 def test_no_setting_of_the_toy_meets_a_real_model(name, argument, qwen):
-  c = get_config(name, argument.format(qwen))
+  for run in ("r1_cold_start", "r1_sft"):
+    path = qwen.parent / "runs" / run
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps({"source": str(qwen)}))
+  runs = "runs" in argument
+  c = get_config(name, argument.format(qwen.parent / "runs" if runs else qwen))
   assert c.model.dtype == "bfloat16"
   text = str(c.to_dict())
   assert "'prompt_slots': 24" not in text

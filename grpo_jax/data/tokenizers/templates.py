@@ -225,7 +225,30 @@ def with_end_of_turn(
     same = _turn(renamed, chat) == _turn(tokenizer, chat)
   except ValueError:
     return tokenizer  # Who asks under this template is told why.
-  return tokenizers.with_stop(tokenizer, end, named=same)
+  return _with_stop(tokenizer, end, named=same)
+
+
+def _with_stop(
+  tokenizer: tokenizers.Tokenizer, token: int, *, named: bool
+) -> tokenizers.Tokenizer:
+  """The tokenizer with one more stop token, which its saved files declare.
+
+  Args:
+    tokenizer: stays as it is.
+    token: an id that is no stop token yet.
+    named: whether the token is the `eos_token` from now on, where the
+      tokenizer's files can name it, so that it comes first.
+  """
+  settings, stops = tokenizer.settings, (*tokenizer.eos_ids, token)
+  if named and not isinstance(tokenizer, tokenizers.ByteTokenizer):
+    stops = token, *tokenizer.eos_ids
+    settings = settings.with_eos(tokenizer.piece(token))
+  # As its saved files will be read.
+  changed = tokenizer.with_settings(
+    dataclasses.replace(settings, stop_ids=stops)
+  )
+  changed.chat_template = tokenizer.chat_template
+  return changed
 
 
 def _turn(tokenizer: tokenizers.Tokenizer, chat: Chat) -> str:

@@ -10,19 +10,17 @@ those that frame a sequence (bos, eos, pad). All others are written: special
 tokens such as `<think>` are part of what a policy says.
 """
 
-import dataclasses
 import hashlib
 import io
 import itertools
 import json
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import SupportsIndex
 
 import sentencepiece
 from etils import epath
 
-from grpo_jax.data.tokenizers import huggingface, special
+from grpo_jax.data.tokenizers import huggingface, pieces, special
 
 _MODEL_FILE = "tokenizer.model"
 _JSON_FILE = "tokenizer.json"
@@ -109,11 +107,11 @@ class SentencePieceTokenizer:
     """
 
     def encode(part: str) -> tuple[list[int], list[int]]:
-      pieces = self._model.encode(part, return_type="proto").pieces
-      begins = [p.begin for p in pieces]
-      return [p.id for p in pieces], _characters(part, begins)
+      found = self._model.encode(part, return_type="proto").pieces
+      begins = [p.begin for p in found]
+      return [p.id for p in found], pieces.characters(part, begins)
 
-    return _encode_between(text, self._control, encode)
+    return pieces.encode_between(text, self._control, encode)
 
   def decode(self, ids: Iterable[SupportsIndex]) -> str:
     """Text of the ids; bos, eos, pad and unoccupied ids are dropped."""
@@ -193,7 +191,7 @@ class ByteTokenizer:
     self.special_tokens = {"bos_token": "<s>", "eos_token": "</s>"}
     self.chat_template = self.settings.chat_template
     self._ids = {s: first + i for i, s in enumerate(self._symbols)}
-    self._split = _any_of(self._symbols)
+    self._split = pieces.any_of(self._symbols)
 
   def encode(self, text: str) -> list[int]:
     """Ids of the text alone, without special tokens."""
@@ -217,10 +215,10 @@ class ByteTokenizer:
       ids = self.encode(part)
       sizes = [len(self._bytes(i)) for i in ids]
       begins = [sum(sizes[:n]) for n in range(len(sizes))]
-      return ids, _characters(part, begins)
+      return ids, pieces.characters(part, begins)
 
     special_ids = {"<s>": self.bos_id, "</s>": 2}
-    return _encode_between(text, special_ids, encode)
+    return pieces.encode_between(text, special_ids, encode)
 
   def decode(self, ids: Iterable[SupportsIndex]) -> str:
     """Text of the ids; special and unoccupied ids are dropped."""
@@ -420,58 +418,3 @@ def difference(a: Tokenizer, b: Tokenizer) -> str:
   if set(a.eos_ids) != set(b.eos_ids):
     return f"the stop tokens {a.eos_ids} and not {b.eos_ids}"
   return ""
-
-
-def with_stop(tokenizer: Tokenizer, token: int, *, named: bool) -> Tokenizer:
-  """The tokenizer with one more stop token, which its saved files declare.
-
-  Args:
-    tokenizer: stays as it is.
-    token: an id that is no stop token yet.
-    named: whether the token is the `eos_token` from now on, where the
-      tokenizer's files can name it, so that it comes first.
-  """
-  settings, stops = tokenizer.settings, (*tokenizer.eos_ids, token)
-  if named and not isinstance(tokenizer, ByteTokenizer):
-    stops = token, *tokenizer.eos_ids
-    settings = settings.with_eos(tokenizer.piece(token))
-  # As its saved files will be read.
-  changed = tokenizer.with_settings(
-    dataclasses.replace(settings, stop_ids=stops)
-  )
-  changed.chat_template = tokenizer.chat_template
-  return changed
-
-
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-  """A pattern that splits at any of the texts; at none if there are none."""
-  # Longer ones first, so that one may begin with another.
-  ordered = sorted(texts, key=len, reverse=True)
-  return re.compile("(" + ("|".join(map(re.escape, ordered)) or "(?!)") + ")")
-
-
-def _encode_between(
-  text: str,
-  special_ids: Mapping[str, int],
-  encode: Callable[[str], tuple[list[int], list[int]]],
-) -> tuple[list[int], list[int]]:
-  """Ids of special tokens and of the text between; where each begins."""
-  ids, starts, offset = [], [], 0
-  for part in re.split(_any_of(special_ids), text):
-    if part in special_ids:
-      ids.append(special_ids[part])
-      starts.append(offset)
-    elif part:
-      more, begins = encode(part)
-      ids += more
-      starts += [offset + begin for begin in begins]
-    offset += len(part)
-  return ids, starts
-
-
-def _characters(text: str, begins: Sequence[int]) -> list[int]:
-  """The characters to which bytes of the text's UTF-8 belong."""
-  of_byte = []
-  for i, character in enumerate(text):
-    of_byte += [i] * len(character.encode("utf-8", "replace"))
-  return [of_byte[min(b, len(of_byte) - 1)] for b in begins]
