@@ -67,7 +67,10 @@ def test_a_reward_reads_a_column_and_some_problems_are_held_out(
   )
   assert "no rule grades its source 'maths'; did you mean 'math'?" in told
   said = processes.main(experiment, tmp_path / "run", flag, **options)
-  assert "config.data names no source" in said and "number 100%" in said
+  assert (
+    "Problems of config.data that name no source" in said
+    and "number 100%" in said
+  )
   lines = run_log.read(tmp_path / "run/completions.jsonl")
   assert {line["step"] for line in lines} == {1, 2} and len(lines) == 16
   for line in lines:

@@ -163,7 +163,7 @@ def check_sources(
       unnamed.append(place)
     elif problem.source not in VERIFIERS:
       raise errors.ConfigError(
-        f"{where}, problem {place + 1} of {len(problems)}"
+        f"Problem {place + 1} of the {len(problems)} of {where}"
         f" ({problem.question[:60]!r}): no rule grades its source"
         f" {problem.source!r}; {errors.nearest(problem.source, VERIFIERS)}"
       )
@@ -178,9 +178,9 @@ def check_sources(
     f"{rule} {count / total:.0%}" for rule, count in counts.most_common()
   )
   return (
-    f"{where} names no source: its problems are graded by what their reference"
-    f' answers are ({shares} of {total:,} tried). source="math" or another'
-    " names one rule for all."
+    f"Problems of {where} that name no source are graded by what their"
+    f" reference answers are ({shares} of {total:,} tried);"
+    ' source="math" or another names one rule for all.'
   )
 
 

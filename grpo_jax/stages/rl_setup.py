@@ -85,7 +85,8 @@ def begin(run: setup.Run) -> Begun | None:
   if said := rules.check(config.rewards, problems, "config.data"):
     progress.say(said)
   template, notes = run.template, None
-  if config.pretrain:  # Before the base is made, which takes its time.
+  if config.pretrain and isinstance(template, str):
+    # Before the base is made, which takes its time.
     fill = functools.partial(prompts.fill, template)
     notes = setup.check_references(config.rewards, problems, fill=fill)
   if not run.make_base():

@@ -38,7 +38,9 @@ def test_a_named_rule_refuses_references_that_it_does_not_fit():
 
 def test_a_source_that_is_none_of_ours_is_an_error_with_the_nearest():
   problems = [problem("1"), problem("2"), problem("3", "maths")]
-  message = r"config.data, problem 3 of 3 \('How much\?'\).*'maths'.*'math'\?"
+  message = (
+    r"Problem 3 of the 3 of config.data \('How much\?'\).*'maths'.*'math'\?"
+  )
   with pytest.raises(errors.ConfigError, match=message):
     rules.check({"accuracy": 1.0}, problems, "config.data")
   with pytest.raises(errors.ConfigError, match="'maths'.*did you mean 'math'"):
