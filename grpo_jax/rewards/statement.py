@@ -384,7 +384,8 @@ def _negated(before: str) -> bool:
 
 
 def _against(after: str) -> bool:
-  first, *others = _CLAUSE.split(after)
+  # The end of a formula that the answer stands in is no clause.
+  first, *others = _CLAUSE.split(re.sub(r"^[^\w\s]*\$", "", after))
   return bool(_AGAINST.search(first)) or any(map(_NO.match, others))
 
 

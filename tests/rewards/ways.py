@@ -294,8 +294,10 @@ def of_formula(reference: str) -> Iterator[Way]:
 
 def of(reference: str) -> Iterator[Way]:
   """Ways for any answer; see `of_number` and `of_formula`."""
-  plain = reference.replace(",\\!", "").replace("{,}", "").replace(",", "")
-  if _PLAIN.fullmatch(plain) and re.fullmatch(r"[-0-9.,\\!{}]+", reference):
+  plain = reference.replace(",\\!", ",").replace("{,}", ",")
+  if re.fullmatch(r"-?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?", plain):
+    plain = plain.replace(",", "")
+  if _PLAIN.fullmatch(plain):
     yield from of_number(plain)
   else:
     yield from of_formula(reference)
