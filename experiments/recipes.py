@@ -5,8 +5,8 @@
 with NAME one of those in `RECIPES`: grpo by default. All start from the same
 base, the one of experiments/r1_zero.py, and draw as many completions. Learning
 rate and batch are those that R1-Zero was tuned with; no recipe was tuned. In
-eight steps, a minute on one CPU core, held-out sums go from 37 % to between 91 %
-and 99 % (pass@1, mean of three seeds); docs/results.md has the table.
+eight steps, a minute on one CPU core, held-out sums go from 37 % to between
+91 % and 99 % (pass@1, mean of three seeds); docs/results.md has the table.
 
   experiments/recipes.py:NAME,smoke      two steps, to see that it runs
   experiments/recipes.py:NAME,base=DIR   on the checkpoint of another run
