@@ -46,8 +46,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
     if run.is_finished(config.total_steps):
       return Outcome.FINISHED
     tok = make_tokenizer(config.tokenizer, documents, workdir / "tokenizer")
-    vocab_size = -(-tok.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
-    cfg = ModelConfig(vocab_size=vocab_size, **config.model)
+    cfg = model_of(config, tok.vocab_size)
     directory.save_model(workdir, cfg)
     specs = params_lib.param_specs(cfg)
     progress.say(
@@ -87,6 +86,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
   return Outcome.FINISHED if trained.finished else Outcome.STOPPED
 
 
+def model_of(config: ConfigDict, vocab_size: int = 1) -> ModelConfig:
+  """Returns the model of a config; its vocabulary is rounded up."""
+  vocab_size = -(-vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+  return ModelConfig(vocab_size=vocab_size, **config.model)
+
+
 def make_tokenizer(
   section: ConfigDict, documents: Sequence[str], directory: pathlib.Path
 ) -> tokenizer.Tokenizer:
@@ -124,8 +129,9 @@ def check(config: ConfigDict) -> None:
   """Raises ValueError, in one sentence, if the config cannot be run."""
   schema.check(SCHEMA, config)
   text_loss.check(**config.loss)
-  cfg = ModelConfig(vocab_size=1, **config.model)
-  moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)
+  moe.check(
+    model_of(config), config.mesh.get("expert", 1), config.router_bias_rate
+  )
   optimizer.make_optimizer(config.total_steps, **config.optimizer)
   rows, pieces = config.batch.num_rows, config.batch.num_microbatches
   if rows % pieces:

@@ -14,6 +14,7 @@ from grpo_jax.data import prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.evaluation import ask
 from grpo_jax.models import lora, moe
+from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.runs import directory, progress
@@ -66,6 +67,7 @@ class Run:
     cfg = source_lib.read_model(self.source, **self.config.model)
     experts = self.config.mesh.get("expert", 1)
     moe.check(cfg, experts, self.config.get("router_bias_rate", 0.0))
+    params_lib.shardings(params_lib.param_specs(cfg), self.mesh)
     return cfg
 
   def key(self, purpose: int) -> jax.Array:
@@ -94,10 +96,13 @@ class Run:
     """Makes the base model where the config says how; False if stopped."""
     if not self.config.pretrain:
       return True
+    pretrain = stages.load("pretrain")
+    # Its own mesh may be another; what comes after it is on this one.
+    cfg = pretrain.model_of(self.config.pretrain)
+    params_lib.shardings(params_lib.param_specs(cfg), self.mesh)
     self.claim()
     self.source = self.workdir / "base"
     progress.say(f"The base model, in {self.source}:")
-    pretrain = stages.load("pretrain")
     made = pretrain.run(self.config.pretrain, self.source)
     return made is Outcome.FINISHED
 
