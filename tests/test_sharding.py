@@ -9,6 +9,7 @@ import sys
 import helpers
 import jax
 import numpy as np
+import processes
 import pytest
 
 from grpo_jax import errors, sharding, types
@@ -210,6 +211,40 @@ def test_groups_that_were_cut_are_joined_to_what_they_were():
     cut.tokens.reshape(12, 3), tokens.reshape(12, 3)
   )
   helpers.assert_trees_close(types.join_groups(cut), rollout)
+
+
+def test_hosts_of_gpus_are_no_slices():
+  """JAX numbers a slice for each, and its own make_mesh refuses several."""
+  devices = [
+    Chip(i, (0, 0, 0), i // 8, "NVIDIA H100", "gpu", 0, i // 8)
+    for i in range(16)
+  ]
+  mesh = sharding.make_mesh(dict(fsdp=2, tensor=8), devices)
+  for row in mesh.devices.reshape(2, 8):
+    assert len({chip.process_index for chip in row}) == 1
+
+
+@pytest.mark.parametrize(
+  "count, mesh, sentence",
+  [
+    (1, "fsdp=4", "Mesh fsdp=4 needs 4 devices, and there is 1 (cpu); the"),
+    (8, "tensor=8", "of 8 devices the nearest mesh that works is data="),
+    (8, "expert=8", "the model has no experts"),
+  ],
+)
+def test_a_run_ends_with_the_sentence_and_writes_nothing(
+  count, mesh, sentence, tmp_path
+):
+  told = processes.main(
+    "experiments/r1_zero.py:smoke",
+    tmp_path / "run",
+    f"--config.mesh.{mesh}",
+    fails=True,
+    JAX_PLATFORMS="cpu",
+    JAX_NUM_CPU_DEVICES=str(count),
+  )
+  assert sentence in told and "Traceback" not in told
+  assert not (tmp_path / "run").exists()
 
 
 def test_rows_go_to_devices_and_come_back():

@@ -65,10 +65,13 @@ class Run:
   def cfg(self) -> ModelConfig:
     """The source's model, computed as the config says."""
     cfg = source_lib.read_model(self.source, **self.config.model)
+    self._check_mesh(cfg)
+    return cfg
+
+  def _check_mesh(self, cfg: ModelConfig) -> None:
     experts = self.config.mesh.get("expert", 1)
     moe.check(cfg, experts, self.config.get("router_bias_rate", 0.0))
     params_lib.shardings(params_lib.param_specs(cfg), self.mesh)
-    return cfg
 
   def key(self, purpose: int) -> jax.Array:
     """Returns the key of a stage's draws for one purpose."""
@@ -98,8 +101,7 @@ class Run:
       return True
     pretrain = stages.load("pretrain")
     # Its own mesh may be another; what comes after it is on this one.
-    cfg = pretrain.model_of(self.config.pretrain)
-    params_lib.shardings(params_lib.param_specs(cfg), self.mesh)
+    self._check_mesh(pretrain.model_of(self.config.pretrain))
     self.claim()
     self.source = self.workdir / "base"
     progress.say(f"The base model, in {self.source}:")
