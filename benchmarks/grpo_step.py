@@ -108,6 +108,11 @@ def time_steps(
       sharding.to_host(score(tree, *given))
       for tree in (train.params, reference)
     )
+    # In whole groups, where the mesh had them cut.
+    scored = (
+      x.reshape(rollout.tokens.shape)
+      for x in (old.logprobs, old.entropy, ref.logprobs)
+    )
     times.append(time.perf_counter())
     completions = types.Completions(
       [problem] * len(rewards),
@@ -120,7 +125,7 @@ def time_steps(
     )
     data = experience.make_experience(
       completions,
-      experience.Scored(old.logprobs, old.entropy, ref.logprobs),
+      experience.Scored(*scored),
     )
     for part in experience.minibatches(data, 1, "sequence_mean", args.gen_len):
       train, _ = update(train, experience.place(part, mesh), {})

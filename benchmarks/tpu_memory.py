@@ -139,7 +139,14 @@ def programs(
   yield (
     "sample",
     decode.sample.lower(
-      weights, cfg, rollout.prompts, key, sampling=sampling, eos_ids=(0,)
+      weights,
+      cfg,
+      rollout.prompts,
+      key,
+      sampling=dataclasses.replace(
+        sampling, group_size=rollout.tokens.shape[1]
+      ),
+      eos_ids=(0,),
     ),
   )
   pieces = batching.num_minibatches * batching.num_microbatches
@@ -162,7 +169,10 @@ def completions(
   config: Any, mesh: Mesh, size: int, group: int, pieces: int = 1
 ) -> Experience:
   """Returns what the loss reads of `size` prompts, all slots in use."""
-  axes = sharding.split_rows(mesh, size // pieces, group)
+  at_once = size // pieces, group
+  axes = sharding.split_rows(mesh, *at_once)
+  parts = sharding.group_parts(mesh, *at_once)
+  size, group = size * parts, group // parts
   slots = (size, config.prompts.prompt_slots)
   shape = (size, group, config.sampling.max_new_tokens)
   numbers = on_mesh(mesh, shape, jnp.float32, *axes)
@@ -170,6 +180,7 @@ def completions(
     prompts=PromptBatch(
       tokens=on_mesh(mesh, slots, jnp.int32, axes[0]),
       mask=on_mesh(mesh, slots, jnp.bool, axes[0]),
+      parts=parts,
     ),
     tokens=on_mesh(mesh, shape, jnp.int32, *axes),
     completion_mask=on_mesh(mesh, shape, jnp.bool, *axes),

@@ -62,10 +62,21 @@ class Example(NamedTuple):
 
 @flax.struct.dataclass
 class PromptBatch:
-  """Prompts padded on the left to S slots."""
+  """Prompts padded on the left to S slots.
+
+  Attributes:
+    parts: how often each prompt stands here, once for each part of its group
+      (see `cut_groups`).
+  """
 
   tokens: Array  # int [P, S]
   mask: Array  # bool [P, S]
+  parts: int = flax.struct.field(pytree_node=False, default=1)
+
+  def repeated(self, parts: int) -> "PromptBatch":
+    """Each prompt `parts` times, one after the other; on the host."""
+    tokens, mask = (np.repeat(x, parts, 0) for x in (self.tokens, self.mask))
+    return PromptBatch(tokens, mask, self.parts * parts)
 
 
 @flax.struct.dataclass
@@ -307,3 +318,36 @@ class LabelledBatch:
   segments: Array  # int [B, T]
   labels: Array  # float [B, T]
   weights: Array  # float [B, T]
+
+
+def cut_groups(tree: Rollout | Experience, parts: int) -> Rollout | Experience:
+  """Returns rows [P * parts, G / parts, ...], each part with its prompt.
+
+  Args:
+    tree: on the host.
+    parts: of each group; see `sharding.group_parts`. Row p * G + g stays the
+      row of this number.
+  """
+  if parts == 1:
+    return tree
+  prompts, group = tree.tokens.shape[:2]
+  shape = prompts * parts, group // parts
+  return _reshaped(tree, shape).replace(prompts=tree.prompts.repeated(parts))
+
+
+def join_groups(rollout: Rollout) -> Rollout:
+  """Returns a rollout whose groups were cut with whole ones; on the host."""
+  parts = rollout.prompts.parts
+  if parts == 1:
+    return rollout
+  prompts = jax.tree.map(lambda x: x[::parts], rollout.prompts)
+  shape = len(prompts.tokens), rollout.tokens.shape[1] * parts
+  return _reshaped(rollout, shape).replace(prompts=prompts.replace(parts=1))
+
+
+def _reshaped(tree: Any, shape: tuple[int, int]) -> Any:
+  """Returns rows [P, G, ...] of another P and G; prompts as they are."""
+  rows = {name: x for name, x in vars(tree).items() if name != "prompts"}
+  return tree.replace(
+    **jax.tree.map(lambda x: x.reshape(*shape, *x.shape[2:]), rows)
+  )

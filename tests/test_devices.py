@@ -1,6 +1,7 @@
 """One device and eight give the same: draws, scores, gradients, histories."""
 
 import functools
+import types
 
 import helpers
 import jax
@@ -10,8 +11,9 @@ import pytest
 
 from grpo_jax import sharding
 from grpo_jax.losses import policy
-from grpo_jax.rl import experience, programs
-from grpo_jax.sampling import decode
+from grpo_jax.models import lora
+from grpo_jax.rl import experience, learner, programs, value_model
+from grpo_jax.sampling import decode, generate
 from grpo_jax.train import optimizer
 from grpo_jax.train import state as state_lib
 from grpo_jax.train.update import gradients, make_update
@@ -149,6 +151,95 @@ def test_histories_of_ten_steps_agree_to_rounding():
   np.testing.assert_allclose(
     histories["one"], histories["eight"], rtol=1e-3, atol=1e-5
   )
+
+
+def steps(mesh, cfg, num_prompts, **options):
+  """What two steps of a run draw, score and change, on a mesh."""
+  with jax.set_mesh(mesh):
+    reference = helpers.make_params(cfg, mesh)
+    # Plain descent: Adam would divide rounding errors by their own size.
+    tx = optax.sgd(0.1)
+    parts = dict(num_minibatches=1, num_microbatches=2)
+    trunk = {
+      k: x for k, x in helpers.make_params(cfg, mesh, 1).items() if k != "head"
+    }
+    value = trunk | {
+      "reward": {
+        "weight": np.full(cfg.d_model, 0.1, np.float32),
+        "bias": np.float32(0),
+      }
+    }
+    student = learner.Learner(
+      lambda temperature: programs.make_programs(
+        cfg,
+        tx,
+        temperature=temperature,
+        loss=dict(kl_coef=0.1),
+        **parts,
+        **options,
+      ),
+      lora.Trainable({}),
+      tx,
+      mesh,
+      weighting="token_mean",
+      value=value_model.make(cfg, tx, num_pieces=2, num_microbatches=2),
+      value_state=state_lib.init_state(value, tx),
+      **parts,
+    )
+    student.begin(helpers.make_params(cfg, mesh), reference)
+    found = []
+    for step in range(2):
+      tok = types.SimpleNamespace(eos_ids=STOPS)
+      rollout = generate.draw(
+        generate.Policy(student.policy, cfg, tok, mesh),
+        helpers.make_prompts([3, 7, 1, 5][:num_prompts], 7, seed=step),
+        jax.random.key(step),
+        SAMPLING,
+      )
+      scored = student.score(rollout, 1.0)
+      mask = rollout.completion_mask
+      even = np.sum((rollout.tokens % 2 == 0) * mask, -1) / mask.sum(-1)
+      rewards = even.ravel().astype(np.float32)
+      data = experience.make_experience(
+        helpers.earning(
+          rollout, Rewards(rewards, np.ones(rewards.shape, bool), {})
+        ),
+        scored,
+        advantages=dict(kind="gae"),
+      )
+      metrics = student.update(data, 1.0, 12, 1.0)
+      # What lies outside means nothing.
+      scored = [np.where(mask, x, 0) for x in scored if x is not None]
+      found.append((rollout, scored, metrics))
+    return found, sharding.to_host(
+      (student.state.params, student.value_state.params)
+    )
+
+
+@pytest.mark.parametrize(
+  "cfg, options",
+  [
+    (CFG, {}),
+    pytest.param(
+      helpers.FAMILIES["deepseek_v3"],
+      dict(router_bias_rate=0.01),
+      marks=pytest.mark.slow,
+    ),
+  ],
+)
+def test_a_step_whose_groups_are_cut_is_that_of_one_device(cfg, options):
+  """4 prompts x 4, two at a time, on fsdp=8: groups of 2, and of 1."""
+  mesh = helpers.make_mesh(fsdp=8)
+  assert sharding.group_parts(mesh, 4, 4) == 2
+  assert sharding.group_parts(mesh, 2, 4) == 4
+  one, eight = (
+    steps(m, cfg, 4, **options) for m in (helpers.make_mesh(), mesh)
+  )
+  for a, b in zip(one[0], eight[0], strict=True):
+    np.testing.assert_array_equal(a[0].tokens, b[0].tokens)
+    np.testing.assert_array_equal(a[0].prompts.tokens, b[0].prompts.tokens)
+    assert b[0].prompts.parts == 1
+  helpers.assert_trees_close(eight, one, rtol=1e-3, atol=2e-5)
 
 
 @pytest.mark.slow

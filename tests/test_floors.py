@@ -11,8 +11,8 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 
 # From the ground up. A room imports from itself and from floors below its own.
 FLOORS = (
-  ("types", "errors", "sharding", "losses"),
-  ("schema",),
+  ("types", "errors", "losses"),
+  ("schema", "sharding"),
   ("models", "configs"),
   ("data",),
   ("rewards", "sampling"),

@@ -12,6 +12,7 @@ from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding
 
 from grpo_jax import sharding
+from grpo_jax.errors import ConfigError
 from grpo_jax.models.config import ModelConfig
 
 Params = dict[str, Any]
@@ -196,22 +197,48 @@ def shardings(specs: Specs, mesh: Mesh) -> Any:
   """Returns each parameter's resting place, by the TRAIN table.
 
   Raises:
-    ValueError: an axis that its mesh axis does not divide.
+    ConfigError: an axis that its mesh axis does not divide.
   """
 
   def one(path: tuple[str, ...], spec: ParamSpec) -> NamedSharding:
     where = sharding.spec(spec.axes, sharding.TRAIN)
     for size, axis, mesh_axis in zip(spec.shape, spec.axes, where, strict=True):
       if mesh_axis and size % mesh.shape[mesh_axis]:
-        raise ValueError(
+        raise ConfigError(
           f"Axis {axis!r} of parameter {'.'.join(path)} has size {size}, which"
           f" does not divide over the {mesh.shape[mesh_axis]} devices of mesh"
-          f" axis {mesh_axis!r}."
+          f" axis {mesh_axis!r}{_nearest_mesh(specs, mesh)}."
         )
     return NamedSharding(mesh, where)
 
   flat = traverse_util.flatten_dict(specs)
   return traverse_util.unflatten_dict({p: one(p, s) for p, s in flat.items()})
+
+
+def _nearest_mesh(specs: Specs, mesh: Mesh) -> str:
+  """The part of a sentence that names a mesh on which parameters divide."""
+  sizes = {
+    (size, where)
+    for spec in jax.tree.leaves(specs, is_leaf=_is_spec)
+    for size, where in zip(
+      spec.shape, sharding.spec(spec.axes, sharding.TRAIN), strict=True
+    )
+    if where
+  }
+  slices = sharding.num_slices(mesh.devices.flat)
+
+  def divides(shape: dict[str, int]) -> bool:
+    return shape["data"] % slices == 0 and all(
+      size % shape[where] == 0 for size, where in sizes
+    )
+
+  asked = [mesh.shape[axis] for axis in sharding.MESH_AXES]
+  free = {axis for axis, size in mesh.shape.items() if size > 1} | {"data"}
+  found = sharding.nearest_mesh(asked, mesh.size, free, divides)
+  return (
+    f"; of {mesh.size} devices the nearest mesh that works is"
+    f" {sharding.in_words(found or {})}"
+  )
 
 
 def init_params(key: jax.Array, specs: Specs, mesh: Mesh | None = None):

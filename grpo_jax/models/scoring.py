@@ -7,7 +7,6 @@ text, T positions.
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from grpo_jax.models import heads, moe, transformer
@@ -40,6 +39,7 @@ def score_completions(
   completion_mask: Bool[Array, "P G N"],
   *,
   temperature: float = 1.0,
+  parts: int = 1,
 ) -> TokenScores:
   """Returns log-probs and entropy [P, G, N], in nats, of completions.
 
@@ -54,6 +54,7 @@ def score_completions(
     tokens: completions, from slot 0.
     completion_mask: which of them the policy chose.
     temperature: logits are divided by it, as they were in sampling.
+    parts: how often each prompt stands here; the load counts it once.
   """
   prompt_hidden, prompt = transformer.prefill(
     params, cfg, prompt_tokens, prompt_mask
@@ -65,7 +66,8 @@ def score_completions(
   stats = heads.completion_stats(
     params, cfg, prompt_hidden, hidden, tokens, temperature
   )
-  return TokenScores(*stats, jax.tree.map(jnp.add, prompt.load, trace.load))
+  load = jax.tree.map(lambda x, y: x / parts + y, prompt.load, trace.load)
+  return TokenScores(*stats, load)
 
 
 def score_values(

@@ -18,7 +18,13 @@ from grpo_jax import sharding
 from grpo_jax.losses import advantages as advantages_lib
 from grpo_jax.losses import correction as correction_lib
 from grpo_jax.losses import weighting as weighting_lib
-from grpo_jax.types import Completions, Experience, Rollout, TextBatch
+from grpo_jax.types import (
+  Completions,
+  Experience,
+  Rollout,
+  TextBatch,
+  cut_groups,
+)
 
 # The reward that says whether a completion solved its problem.
 OUTCOME = "accuracy"
@@ -198,9 +204,14 @@ def minibatches(
 def place(
   tree: Experience | Rollout, mesh: Mesh, num_microbatches: int = 1
 ) -> Experience | Rollout:
-  """Returns host arrays as global ones, split so that microbatches are too."""
+  """Returns host arrays as global ones, split so that microbatches are too.
+
+  Groups are cut where `sharding.group_parts` says so.
+  """
   prompts, group = tree.tokens.shape[:2]
-  axes = sharding.split_rows(mesh, prompts // num_microbatches, group)
+  shape = prompts // num_microbatches, group
+  axes = sharding.split_rows(mesh, *shape)
+  tree = cut_groups(tree, sharding.group_parts(mesh, *shape))
   rows = {name: x for name, x in vars(tree).items() if name != "prompts"}
   return tree.replace(
     prompts=sharding.place(mesh, tree.prompts, axes[:1]),

@@ -144,14 +144,19 @@ class Learner:
     placed = experience.place(rollout, self._mesh, pieces)
     given = placed.prompts, placed.tokens, placed.completion_mask
     score = self._programs(temperature).score
-    old = sharding.to_host(score(self.policy, *given))
+
+    def whole(x: Any) -> Any:
+      """On the host, and in whole groups again."""
+      return sharding.to_host(x).reshape(rollout.tokens.shape)
+
+    old = score(self.policy, *given)
+    logprobs, entropy = whole(old.logprobs), whole(old.entropy)
     ref = values = None
     if self.reference is not None:
-      ref = sharding.to_host(score(self.reference, *given).logprobs)
+      ref = whole(score(self.reference, *given).logprobs)
     if self._value is not None:
-      of_value = self._value.score(self.value_state.params, *given)
-      values = sharding.to_host(of_value)
-    return experience.Scored(old.logprobs, old.entropy, ref, values)
+      values = whole(self._value.score(self.value_state.params, *given))
+    return experience.Scored(logprobs, entropy, ref, values)
 
   def update(
     self, data: Experience, temperature: float, length: int, entropy: float

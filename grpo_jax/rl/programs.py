@@ -110,6 +110,7 @@ def loss_fn(
     batch.tokens,
     batch.completion_mask,
     temperature=temperature,
+    parts=batch.prompts.parts,
   )
   loss, metrics = policy_loss(
     scores.logprobs,

@@ -4,6 +4,7 @@ P prompts a batch, G completions each, N completion slots. What is drawn for a
 problem depends on its place among the problems, not on the batches.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,13 @@ from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.sampling import decode
-from grpo_jax.types import Completions, Problem, PromptBatch, Rollout
+from grpo_jax.types import (
+  Completions,
+  Problem,
+  PromptBatch,
+  Rollout,
+  join_groups,
+)
 
 
 class Policy(NamedTuple):
@@ -54,19 +61,19 @@ def draw(
     sampling: how to draw.
     first_row: number of the first completion among all under this key.
   """
-  axes = sharding.split_rows(
-    policy.mesh, len(batch.tokens), sampling.group_size
-  )
+  shape = len(batch.tokens), sampling.group_size
+  axes = sharding.split_rows(policy.mesh, *shape)
+  parts = sharding.group_parts(policy.mesh, *shape)
   rollout = decode.sample(
     policy.params,
     policy.cfg,
-    sharding.place(policy.mesh, batch, axes[:1]),
+    sharding.place(policy.mesh, batch.repeated(parts), axes[:1]),
     key,
-    sampling=sampling,
+    sampling=dataclasses.replace(sampling, group_size=shape[1] // parts),
     eos_ids=policy.tok.eos_ids,
     first_row=first_row,
   )
-  return sharding.to_host(rollout)
+  return join_groups(sharding.to_host(rollout))
 
 
 def generate(

@@ -46,8 +46,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
     if run.is_finished(config.total_steps):
       return Outcome.FINISHED
     tok = make_tokenizer(config.tokenizer, documents, workdir / "tokenizer")
-    vocab_size = -(-tok.vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
-    cfg = ModelConfig(vocab_size=vocab_size, **config.model)
+    cfg = model_of(config, tok.vocab_size)
     directory.save_model(workdir, cfg)
     specs = params_lib.param_specs(cfg)
     progress.say(
@@ -85,6 +84,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
       ),
     )
   return Outcome.FINISHED if trained.finished else Outcome.STOPPED
+
+
+def model_of(config: ConfigDict, vocab_size: int = 1) -> ModelConfig:
+  """Returns the model of a config; its vocabulary is rounded up."""
+  vocab_size = -(-vocab_size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+  return ModelConfig(vocab_size=vocab_size, **config.model)
 
 
 def make_tokenizer(
@@ -128,8 +133,9 @@ def check(config: ConfigDict) -> None:
   parts = "batch.num_rows", "batch.row_length", "batch.num_microbatches"
   sections.check_counts(config, parts, 1)
   text_loss.check(**config.loss)
-  cfg = ModelConfig(vocab_size=1, **config.model)
-  moe.check(cfg, config.mesh.get("expert", 1), config.router_bias_rate)
+  moe.check(
+    model_of(config), config.mesh.get("expert", 1), config.router_bias_rate
+  )
   optimizer.make_optimizer(config.total_steps, **config.optimizer)
   rows, pieces = config.batch.num_rows, config.batch.num_microbatches
   if rows % pieces:

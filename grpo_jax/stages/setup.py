@@ -16,6 +16,7 @@ from grpo_jax.data import prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.evaluation import ask
 from grpo_jax.models import lora, moe
+from grpo_jax.models import params as params_lib
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.models.params import Params
 from grpo_jax.rewards import combine, references
@@ -71,9 +72,13 @@ class Run:
   def cfg(self) -> ModelConfig:
     """The source's model, computed as the config says."""
     cfg = source_lib.read_model(self.source, **self.config.model)
+    self._check_mesh(cfg)
+    return cfg
+
+  def _check_mesh(self, cfg: ModelConfig) -> None:
     experts = self.config.mesh.get("expert", 1)
     moe.check(cfg, experts, self.config.get("router_bias_rate", 0.0))
-    return cfg
+    params_lib.shardings(params_lib.param_specs(cfg), self.mesh)
 
   def key(self, purpose: int) -> jax.Array:
     """Returns the key of a stage's draws for one purpose."""
@@ -111,10 +116,12 @@ class Run:
     """Makes the base model where the config says how; False if stopped."""
     if not self.config.pretrain:
       return True
+    pretrain = stages.load("pretrain")
+    # Its own mesh may be another; what comes after it is on this one.
+    self._check_mesh(pretrain.model_of(self.config.pretrain))
     self.claim()
     self.source = self.workdir / "base"
     progress.say(f"The base model, in {self.source}:")
-    pretrain = stages.load("pretrain")
     made = pretrain.run(self.config.pretrain, self.source)
     return made is Outcome.FINISHED
 

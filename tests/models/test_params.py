@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+from grpo_jax.errors import ConfigError
 from grpo_jax.models import params as params_lib
 
 
@@ -72,3 +73,14 @@ def test_a_size_that_the_mesh_does_not_divide_is_named():
     r" of mesh axis 'tensor'",
   ):
     params_lib.shardings(specs, mesh)
+
+
+def test_more_devices_than_key_value_heads_name_the_nearest_mesh():
+  specs = params_lib.param_specs(helpers.tiny(num_kv_heads=2))
+  with pytest.raises(ConfigError, match="'kv_heads' .* has size 2") as error:
+    params_lib.shardings(specs, helpers.make_mesh(tensor=8))
+  named = "; of 8 devices the nearest mesh that works is data=4, tensor=2."
+  assert str(error.value).endswith(named)
+  params_lib.shardings(specs, helpers.make_mesh(data=4, tensor=2))
+  with pytest.raises(ConfigError, match="works is fsdp=4, tensor=2"):
+    params_lib.shardings(specs, helpers.make_mesh(fsdp=2, tensor=4))
