@@ -24,11 +24,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import tensorboardX
 
-from grpo_jax import types
+from grpo_jax import processes, types
 
 _VOLATILE = ("time/", "memory/")
 
@@ -44,7 +43,7 @@ class JsonLines:
   """
 
   def __init__(self, path: str | os.PathLike, restored: int | None = None):
-    if jax.process_index() > 0:
+    if not processes.is_first():
       self._file = open(os.devnull, "wb")
       return
     path = pathlib.Path(path)
@@ -127,7 +126,7 @@ class Writer:
       purge_step=0 if restored is None else restored + 1,
       # Two starts within a second must not share a file.
       filename_suffix=f".{time.time_ns()}",
-      write_to_disk=jax.process_index() == 0,
+      write_to_disk=processes.is_first(),
     )
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -223,6 +222,8 @@ class CompletionsLog:
 
   def write(self, step: int, completions: types.Completions) -> None:
     """Appends a line for each, see `completion_records`."""
+    if not processes.is_first():
+      return
     records = completion_records(completions)
     self._lines.append(*({"step": int(step)} | record for record in records))
 

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from grpo_jax import sharding, stages
+from grpo_jax import processes, sharding, stages
 from grpo_jax.data import prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.evaluation import ask
@@ -108,7 +108,7 @@ class Run:
   def describe(self, cfg: ModelConfig, tok: tokenizer.Tokenizer) -> None:
     """Claims the directory and writes what its parameters mean."""
     self.claim()
-    tok.save(self.workdir / "tokenizer")
+    processes.first("tok", lambda: tok.save(self.workdir / "tokenizer"))
     directory.save_model(self.workdir, cfg)
     if self.lora.rank:
       directory.save_lora(self.workdir, self.lora, self.source)
