@@ -98,16 +98,16 @@ def _run(fields: list[str]) -> None:
     print("\n".join(describe(config)))
     print("All checks passed; nothing was run.")
   else:
-    from grpo_jax import processes
+    from grpo_jax.processes import launch
 
     workdir = pathlib.Path(_WORKDIR.value or default_workdir(_CONFIG.value))
-    launch = processes.Launch(
+    others = launch.Launch(
       _COORDINATOR.value,
       _NUM_PROCESSES.value,
       _PROCESS_ID.value,
       timeout=_JOIN_TIMEOUT.value,
     )
-    with processes.joined(launch, _sentence):
+    with launch.joined(others, _sentence):
       if _FORK.value:
         from grpo_jax.stages import claim
 

@@ -13,7 +13,10 @@ from typing import NamedTuple
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 # On a busy machine gloo may not find all processes within 30 seconds.
-_NOT_MET = ("Gloo context initialization failed", "Gloo connect", "not all")
+_NOT_MET = (
+  "Gloo context initialization failed",
+  "do not meet on their devices",
+)
 
 
 class Ended(NamedTuple):
@@ -37,42 +40,56 @@ def started(
   *flags: str,
   processes: int = 2,
   devices: int = 2,
-  **environment: str,
+) -> Iterator[list[subprocess.Popen]]:
+  """Starts the processes of a run; see `started_commands`."""
+  command = [
+    *(sys.executable, "-m", "grpo_jax.main"),
+    *(f"--config={experiment}", f"--workdir={workdir}"),
+  ]
+  common = f"--coordinator=127.0.0.1:{free_port()}", "--join_timeout=120"
+  commands = [
+    [
+      *command,
+      *common,
+      f"--num_processes={processes}",
+      f"--process_id={process}",
+      *flags,
+    ]
+    for process in range(processes)
+  ]
+  with started_commands(commands, workdir, devices) as running:
+    yield running
+
+
+@contextlib.contextmanager
+def started_commands(
+  commands: Sequence[Sequence[str]], workdir: pathlib.Path, devices: int = 2
 ) -> Iterator[list[subprocess.Popen]]:
   """Starts processes of so many devices each; ends those that are left.
 
-  What they print goes to files beside the run's directory.
+  What they print goes to files beside the run's directory. PROCESS is the
+  number of each.
   """
-  variables = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-  variables |= {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
+  variables = dict(os.environ) | {
+    "JAX_NUM_CPU_DEVICES": str(devices),
+    "JAX_PLATFORMS": "cpu",
+    # What costs is compiling, as in `conftest`.
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "True",
+  }
   paths = (REPOSITORY, REPOSITORY / "tests", os.environ.get("PYTHONPATH", ""))
   variables["PYTHONPATH"] = os.pathsep.join(map(str, paths))
-  port, running = free_port(), []
+  running = []
   try:
-    for process in range(processes):
-      more = (
-        f"--coordinator=127.0.0.1:{port}",
-        f"--num_processes={processes}",
-        f"--process_id={process}",
-        "--join_timeout=120",
-      )
+    for process, command in enumerate(commands):
       with (
         _log(workdir, process, "out").open("w") as out,
         _log(workdir, process, "err").open("w") as err,
       ):
         running.append(
           subprocess.Popen(
-            [
-              sys.executable,
-              "-m",
-              "grpo_jax.main",
-              f"--config={experiment}",
-              f"--workdir={workdir}",
-              *flags,
-              *(more if processes > 1 else ()),
-            ],
+            command,
             cwd=REPOSITORY,
-            env=variables | environment | {"PROCESS": str(process)},
+            env=variables | {"PROCESS": str(process)},
             stdout=out,
             stderr=err,
           )
@@ -101,14 +118,23 @@ def ended(
   return found
 
 
+def did_not_meet(found: Sequence[Ended]) -> bool:
+  """Whether processes did not find each other in time, on a busy machine."""
+  return any(text in each.err for each in found for text in _NOT_MET)
+
+
 def run(
-  experiment: str | os.PathLike, workdir: pathlib.Path, *flags, **options
+  experiment: str | os.PathLike,
+  workdir: pathlib.Path,
+  *flags: str,
+  timeout: float = 300,
+  **options: int,
 ) -> list[Ended]:
   """Runs to the end, again where the processes did not meet."""
   for _ in range(3):
     with started(experiment, workdir, *flags, **options) as running:
-      found = ended(running, workdir)
-    if not any(text in each.err for each in found for text in _NOT_MET):
+      found = ended(running, workdir, timeout)
+    if not did_not_meet(found):
       break
   for each in found:
     assert each.code == 0, each.err[-3000:]
