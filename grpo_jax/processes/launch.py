@@ -18,6 +18,10 @@ from grpo_jax.processes import watch as watch_lib
 JOIN_TIMEOUT = 1800
 _SHUTDOWN = 60
 _WARM_UPS = 5
+_OPEN_MPI = {
+  "num_processes": "OMPI_COMM_WORLD_SIZE",
+  "process_id": "OMPI_COMM_WORLD_RANK",
+}
 
 
 class Launch:
@@ -68,6 +72,11 @@ class Launch:
     return [flag for flag, value in flags.items() if value is None]
 
   def _ask(self) -> None:
+    # Open MPI 5 does not say where its first process is, and JAX then reads
+    # nothing of it.
+    for name, variable in _OPEN_MPI.items():
+      if getattr(self, name) is None and variable in os.environ:
+        setattr(self, name, int(os.environ[variable]))
     if not (_has_launcher() or cloud_tpu_init.running_in_cloud_tpu_vm):
       return
     try:
@@ -123,6 +132,13 @@ class Launch:
       flush=True,
     )
     jax.config.update("jax_enable_preemption_service", True)
+    sentence = (
+      f"Process {self.process_id} on {host}: not all {self.num_processes}"
+      f" processes came to {self.coordinator} within {self.timeout} s. Start"
+      " the same command on every host, and see that they reach this port."
+    )
+    # JAX may abort where others do not come.
+    watch_lib.on_abort(lambda: sentence)
     try:
       jax.distributed.initialize(
         self.coordinator,
@@ -135,12 +151,7 @@ class Launch:
         shutdown_timeout_seconds=_SHUTDOWN,
       )
     except jax.errors.JaxRuntimeError as error:
-      raise errors.ConfigError(
-        f"Process {self.process_id} on {host}: not all {self.num_processes}"
-        f" processes came to {self.coordinator} within {self.timeout} s. Start"
-        " the same command on every host, and see that they reach this port"
-        f" ({str(error).splitlines()[0][:200]})."
-      ) from error
+      raise errors.ConfigError(sentence) from error
 
 
 def _has_launcher() -> bool:

@@ -22,6 +22,7 @@ from grpo_jax.processes import exchange
 HEARTBEAT = 30
 _EVERY = 2
 _ROOT = "grpo_jax"
+_HANDLERS = []
 
 
 class Watch:
@@ -50,11 +51,7 @@ class Watch:
     self._heard = [time.monotonic()] * len(self._hosts)
     self._beats = [""] * len(self._hosts)
     self._ended = threading.Event()
-    # JAX calls abort(). In C, since Python's handlers wait for the main thread,
-    # which may be in a collective for good.
-    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)
-    self._on_abort = handler(self._aborted)
-    ctypes.CDLL(None).signal(signal.SIGABRT, self._on_abort)
+    on_abort(self._aborted)
     self._thread = threading.Thread(target=self._listen, daemon=True)
     self._thread.start()
 
@@ -102,8 +99,8 @@ class Watch:
             f" {self._name(process)} ended with an error:\n{said}"
           )
 
-  def _aborted(self, number: int) -> None:
-    """Called by abort(), in whatever thread, after JAX said why."""
+  def _aborted(self) -> str:
+    """What to say when JAX, having said why, ends this process."""
     now = time.monotonic()
     lost = [
       f"{self._name(process)} ({now - heard:.0f} s)"
@@ -114,12 +111,12 @@ class Watch:
       lost = [f"{self._name(0)}, which the others need to find each other"]
     own = _beginning(self._name(self._own))
     if lost:
-      _leave(
+      return (
         f"{own} ends, for nothing is heard any more of {', '.join(lost)}:"
         " killed, or cut off. The same command, on all hosts, goes on from the"
         " newest checkpoint."
       )
-    _leave(f"{own} was aborted; what is said above tells why.")
+    return f"{own} was aborted; what is said above tells why."
 
   def _reaches_first(self) -> bool:
     host, _, port = self._coordinator.rpartition(":")
@@ -128,6 +125,15 @@ class Watch:
     except OSError:
       return False
     return True
+
+
+def on_abort(tell: Callable[[], str]) -> None:
+  """Has JAX's abort() say a sentence and end with status 1."""
+  # In C, since handlers of Python wait for the main thread, which may be in a
+  # collective for good. What aborts is one thread; the others go on meanwhile.
+  handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: _leave(tell()))
+  ctypes.CDLL(None).signal(signal.SIGABRT, handler)
+  _HANDLERS.append(handler)  # C keeps no reference.
 
 
 def fail(
