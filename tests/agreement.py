@@ -60,6 +60,7 @@ def check_exchange(folder: pathlib.Path) -> None:
   # The others find what the first one made.
   found = processes.first("file", lambda: (folder / "file").exists())
   assert found is False
+  processes.wait("all have looked")
   processes.first("file", lambda: (folder / "file").touch())
   assert (folder / "file").exists()
 

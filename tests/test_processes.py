@@ -183,11 +183,10 @@ def test_an_error_in_one_process_ends_all(folder, tmp_path):
 
 @pytest.mark.slow
 def test_a_chain_in_two_processes_is_the_chain_in_one(tmp_path):
-  flags = [f"--config.steps.{name}.data_dir={tmp_path / 'data'}" for name in ()]
   one, two = tmp_path / "one", tmp_path / "two"
   experiment = "experiments/r1.py:smoke"
-  together.run(experiment, one, *flags, processes=1, devices=4, timeout=3600)
-  together.run(experiment, two, *flags, timeout=3600)
+  together.run(experiment, one, processes=1, devices=4, timeout=3600)
+  together.run(experiment, two, timeout=3600)
   assert run_log.read(two / "done.jsonl")
   for path in one.rglob("metrics.jsonl"):
     assert_alike(path.parent, two / path.parent.relative_to(one))

@@ -104,7 +104,7 @@ def started_commands(
 def ended(
   running: Sequence[subprocess.Popen],
   workdir: pathlib.Path,
-  timeout: float = 300,
+  timeout: float = 900,
 ) -> list[Ended]:
   """Waits for all processes; what they came to."""
   deadline = time.monotonic() + timeout
@@ -127,7 +127,7 @@ def run(
   experiment: str | os.PathLike,
   workdir: pathlib.Path,
   *flags: str,
-  timeout: float = 300,
+  timeout: float = 900,
   **options: int,
 ) -> list[Ended]:
   """Runs to the end, again where the processes did not meet."""
@@ -150,7 +150,7 @@ def stop(
   history: str = "metrics.jsonl",
 ) -> None:
   """Sends a signal to a process when the history has so many lines."""
-  path, deadline = workdir / history, time.monotonic() + 300
+  path, deadline = workdir / history, time.monotonic() + 900
   while not path.exists() or path.read_bytes().count(b"\n") < step:
     for number_, each in enumerate(running):
       log = _log(workdir, number_, "err")
