@@ -31,6 +31,21 @@ _FORK = flags.DEFINE_string(
 _FIELDS = flags.DEFINE_bool(
   "fields", False, "Lists the fields of the config, and runs nothing."
 )
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "HOST:PORT of the first of several processes."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes",
+  None,
+  "Processes of the run; asked of SLURM, Open MPI, Kubernetes or a TPU's"
+  " metadata where it is not given.",
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "Number of this process, from 0."
+)
+_JOIN_TIMEOUT = flags.DEFINE_integer(
+  "join_timeout", 1800, "Seconds for all processes to come.", lower_bound=1
+)
 _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Checks the config, says what it takes, and runs nothing."
 )
@@ -58,11 +73,10 @@ def main(argv: list[str]) -> None:
   try:
     _run(argv[1:])
   except (ValueError, OSError) as error:
-    if not _is_for_the_user(error):
+    sentence = _sentence(error)
+    if sentence is None:
       raise
-    # A mistake in a config needs no name.
-    kind = type(error).__name__
-    sys.exit(str(error) if kind == "ConfigError" else f"{kind}: {error}")
+    sys.exit(sentence)
 
 
 def _run(fields: list[str]) -> None:
@@ -84,12 +98,21 @@ def _run(fields: list[str]) -> None:
     print(configs.fields.resolved(schema.completed(stage.SCHEMA, config)))
     print(*lines, "All checks passed; nothing was run.", sep="\n")
   else:
-    workdir = pathlib.Path(_WORKDIR.value or default_workdir(_CONFIG.value))
-    if _FORK.value:
-      from grpo_jax.stages import claim
+    from grpo_jax.processes import launch
 
-      claim.fork(_FORK.value, config, workdir)
-    stage.run(config, workdir)
+    workdir = pathlib.Path(_WORKDIR.value or default_workdir(_CONFIG.value))
+    others = launch.Launch(
+      _COORDINATOR.value,
+      _NUM_PROCESSES.value,
+      _PROCESS_ID.value,
+      timeout=_JOIN_TIMEOUT.value,
+    )
+    with launch.joined(others, _sentence):
+      if _FORK.value:
+        from grpo_jax.stages import claim
+
+        claim.fork(_FORK.value, config, workdir)
+      stage.run(config, workdir)
 
 
 def default_workdir(experiment: str) -> str:
@@ -100,12 +123,20 @@ def default_workdir(experiment: str) -> str:
   return f"runs/{name}-{argument}" if argument else f"runs/{name}"
 
 
-def _is_for_the_user(error: BaseException) -> bool:
-  """Whether our own code raised it: then the sentence says all there is."""
+def _sentence(error: BaseException) -> str | None:
+  """What to print of an error; None where its traceback tells more."""
+  if not isinstance(error, ValueError | OSError):
+    return None
   frames = traceback.extract_tb(error.__traceback__)
-  return (
-    pathlib.Path(__file__).parent in pathlib.Path(frames[-1].filename).parents
-  )
+  # Where our own code raised it, the sentence says all there is.
+  if (
+    pathlib.Path(__file__).parent
+    not in pathlib.Path(frames[-1].filename).parents
+  ):
+    return None
+  # A mistake in a config needs no name.
+  kind = type(error).__name__
+  return str(error) if kind == "ConfigError" else f"{kind}: {error}"
 
 
 if __name__ == "__main__":

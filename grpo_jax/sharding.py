@@ -369,5 +369,12 @@ def gather(x: jax.Array) -> np.ndarray:
 
 
 def to_host(tree: Any) -> Any:
-  """Returns global arrays as NumPy, all rows of them."""
-  return jax.device_get(tree)
+  """Returns global arrays as NumPy, all rows of them, in every process."""
+
+  def whole(x: Any) -> Any:
+    far = isinstance(x, jax.Array) and not (
+      x.is_fully_addressable or x.is_fully_replicated
+    )
+    return gather(x) if far else x
+
+  return jax.device_get(jax.tree.map(whole, tree))

@@ -194,12 +194,13 @@ def join(parts: Sequence[Completions]) -> Completions:
     np.concatenate([part.lengths for part in parts]),
     np.concatenate([part.truncated for part in parts]),
     first.group_size,
-    None if first.rewards is None else _join_rewards(rewards),
+    None if first.rewards is None else join_rewards(rewards),
     rollout,
   )
 
 
-def _join_rewards(parts: Sequence[Rewards]) -> Rewards:
+def join_rewards(parts: Sequence[Rewards]) -> Rewards:
+  """The rewards of several sets of completions, as `join` has them."""
   missing = [np.full(len(part.total), np.nan, np.float32) for part in parts]
 
   def joined(fields: Sequence[Mapping[str, np.ndarray]]) -> dict:

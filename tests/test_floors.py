@@ -12,7 +12,7 @@ REPOSITORY = pathlib.Path(__file__).parents[1]
 # From the ground up. A room imports from itself and from floors below its own.
 FLOORS = (
   ("types", "errors", "losses"),
-  ("schema", "sharding"),
+  ("schema", "sharding", "processes"),
   ("models", "configs"),
   ("data",),
   ("rewards", "sampling"),

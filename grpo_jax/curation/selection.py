@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from grpo_jax import errors
+from grpo_jax import errors, processes
 from grpo_jax.curation import decontamination, filters, rewriting
 from grpo_jax.rewards import combine
 from grpo_jax.rewards import section as section_lib
@@ -152,7 +152,10 @@ class Selection:
       rewrite: keyword arguments of `rewriting.rewrite`.
     """
     problems = completions.problems
-    rewritten = rewriting.rewrite(problems, completions.texts, **rewrite)
+    # A server may write, and is asked once.
+    rewritten = processes.from_first(
+      lambda: rewriting.rewrite(problems, completions.texts, **rewrite)
+    )
     rows = [
       {
         "way": way,

@@ -19,7 +19,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from grpo_jax import errors
+from grpo_jax import errors, processes
 from grpo_jax.data import mixtures, preferences, prompts, recipes, storage
 from grpo_jax.data.sources import (
   aime,
@@ -81,7 +81,12 @@ def load(
         for part, settings in parts
       }
     )
-  builder = storage.prepare(lambda: _builder(name, recipe, os.fspath(data_dir)))
+  builder = processes.first(
+    "dataset",
+    lambda: storage.prepare(
+      lambda: _builder(name, recipe, os.fspath(data_dir))
+    ),
+  )
   if split not in builder.info.splits:
     raise ValueError(
       f"Dataset {name} has no split {split!r}, only "

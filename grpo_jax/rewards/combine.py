@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from grpo_jax import errors, types
+from grpo_jax import errors, processes, types
 from grpo_jax.rewards import guard, user_functions
 from grpo_jax.rewards import section as section_lib
 from grpo_jax.rewards import terms as terms_lib
@@ -150,6 +150,10 @@ def begin(
   Each term runs in a thread of its own, so that device work of the caller goes
   on beside it. Those marked `terms.on_device` run in the caller's thread, when
   it asks for the scores. Arguments and errors are those of `score`.
+
+  Of several processes each scores its share of the problems, whole groups, and
+  all have the scores of all: what depends on a clock or a server is asked once,
+  and says the same everywhere. Terms on the devices see all rows in each.
   """
   terms = section_lib.read(section)
   if len(problems) != len(completions):
@@ -163,12 +167,22 @@ def begin(
         "No term of config.rewards applies to problems of source"
         f" {problem.source!r}; give them one, or leave them out."
       )
+  own, every = _own_rows(problems), slice(None)
+  seen = {n: every if term.on_device else own for n, term in terms.items()}
   calls = {
     name: _call(
-      name, term, asked[name], problems, completions, lengths, truncated
+      name,
+      term,
+      asked[name][seen[name]],
+      problems[seen[name]],
+      completions[seen[name]],
+      {
+        "lengths": None if lengths is None else lengths[seen[name]],
+        "truncated": None if truncated is None else truncated[seen[name]],
+      },
     )
     for name, term in terms.items()
-    if asked[name].any() or not len(problems)
+    if asked[name][seen[name]].any() or not len(problems)
   }
   threads = futures.ThreadPoolExecutor(len(terms), "reward")
   pending = {
@@ -183,9 +197,34 @@ def begin(
       name: pending[name].result() if name in pending else call()
       for name, call in calls.items()
     }
-    return _combine(terms, asked, returned)
+    values, metrics = {}, {}
+    for name, rows in asked.items():
+      found, more = _read(name, returned.get(name, ()), rows[seen[name]])
+      cut = own if terms[name].on_device else every
+      values[name] = found[cut]
+      metrics |= {key: x[cut] for key, x in more.items()}
+    mine = {name: rows[own] for name, rows in asked.items()}
+    total, valid = _weigh(terms, mine, values)
+    found = types.Rewards(total, valid, values, metrics)
+    return types.join_rewards(processes.gather(found))
 
   return finish
+
+
+def _own_rows(problems: Sequence[types.Problem]) -> slice:
+  """The share of this process: of all completions of a problem, or of none."""
+  count = processes.count()
+  if count == 1:
+    return slice(None)
+  starts = [
+    row
+    for row, problem in enumerate(problems)
+    if not row or problem[:4] != problems[row - 1][:4]
+  ]
+  starts.append(len(problems))
+  groups, index = len(starts) - 1, processes.index()
+  ends = (groups * index // count, groups * (index + 1) // count)
+  return slice(*(starts[end] for end in ends))
 
 
 def _applies(term: section_lib.Term, source: str, step: int | None) -> bool:
@@ -205,11 +244,9 @@ def _call(
   asked: Bool[np.ndarray, " B"],
   problems: Sequence[types.Problem],
   completions: Sequence[str],
-  lengths: Int[np.ndarray, " B"] | None,
-  truncated: Bool[np.ndarray, " B"] | None,
+  given: Mapping[str, np.ndarray | None],
 ) -> functools.partial:
   """The call of a term on the rows that it is asked about."""
-  given = {"lengths": lengths, "truncated": truncated}
   given = {key: given[key] for key in term.given}
   if not asked.all():
     problems = list(itertools.compress(problems, asked))
@@ -221,20 +258,25 @@ def _call(
   return functools.partial(guard.call, name, *args, limits=term.limits, **given)
 
 
-def _combine(
+def _read(
+  name: str, returned: Any, asked: Bool[np.ndarray, " B"]
+) -> tuple[Float[np.ndarray, " B"], dict[str, Float[np.ndarray, " B"]]]:
+  """The scores of one term, and by full name what it has to log besides."""
+  metrics = {}
+  if isinstance(returned, terms_lib.Result):
+    for key, row_metrics in returned.metrics.items():
+      full = f"{name}/{key}"
+      metrics[full] = _values(full, row_metrics, asked)
+    returned = returned.scores
+  return _values(name, returned, asked), metrics
+
+
+def _weigh(
   terms: Mapping[str, section_lib.Term],
   asked: Mapping[str, Bool[np.ndarray, " B"]],
-  returned: Mapping[str, Any],
-) -> types.Rewards:
-  values, metrics = {}, {}
-  for name, rows in asked.items():
-    result = returned.get(name, ())
-    if isinstance(result, terms_lib.Result):
-      for key, row_metrics in result.metrics.items():
-        full = f"{name}/{key}"
-        metrics[full] = _values(full, row_metrics, rows)
-      result = result.scores
-    values[name] = _values(name, result, rows)
+  values: Mapping[str, Float[np.ndarray, " B"]],
+) -> tuple[Float[np.ndarray, " B"], Bool[np.ndarray, " B"]]:
+  """The sum over terms of weight * value, and which rows have one."""
   count = len(next(iter(asked.values())))
   rewards = np.zeros(count, np.float64)
   valid = np.ones(count, bool)
@@ -255,8 +297,7 @@ def _combine(
       f"The weighted sum of the rewards is {largest:.3g}, which is no finite"
       " float32: lower the weights, or scale the terms."
     )
-  rewards = rewards.astype(np.float32)
-  return types.Rewards(rewards, valid, values, metrics)
+  return rewards.astype(np.float32), valid
 
 
 def _values(

@@ -17,9 +17,9 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
+from grpo_jax import processes
 from grpo_jax.models import lora
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.runs import changes
@@ -115,7 +115,9 @@ def has_adapters(source: str | os.PathLike) -> bool:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file that is there whole or not at all."""
+  """Writes a file that is there whole or not at all; the first process does."""
+  if not processes.is_first():
+    return
   # A name of its own, for processes of several hosts may share the folder; and
   # unlike a file of `tempfile` it can be read by whoever can read the folder.
   partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
@@ -142,7 +144,7 @@ def _come_back(
   done = max(kept_steps(workdir), default=0)
   if "total_steps" in found and done:
     _require_extensible(workdir, old, *found["total_steps"], done)
-  if jax.process_index() == 0:
+  if processes.is_first():
     record = {"step": done, "changes": found}
     with (workdir / CHANGES).open("a", encoding="utf-8") as lines:
       lines.write(json.dumps(record) + "\n")

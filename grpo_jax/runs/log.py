@@ -26,11 +26,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import tensorboardX
 
-from grpo_jax import types
+from grpo_jax import processes, types
 from grpo_jax.runs import directory
 
 METRICS, WARNINGS = "metrics.jsonl", "warnings.jsonl"
@@ -48,7 +47,7 @@ class JsonLines:
   """
 
   def __init__(self, path: str | os.PathLike, restored: int | None = None):
-    if jax.process_index() > 0:
+    if not processes.is_first():
       self._file = open(os.devnull, "wb")
       return
     path = pathlib.Path(path)
@@ -131,7 +130,7 @@ class Writer:
       purge_step=0 if restored is None else restored + 1,
       # Two starts within a second must not share a file.
       filename_suffix=f".{time.time_ns()}",
-      write_to_disk=jax.process_index() == 0,
+      write_to_disk=processes.is_first(),
     )
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -183,7 +182,7 @@ def write_warnings(
   workdir: str | os.PathLike, records: Sequence[Mapping[str, Any]]
 ) -> None:
   """Writes `warnings.jsonl` anew; without warnings there is none."""
-  if jax.process_index() > 0:
+  if not processes.is_first():
     return
   path = pathlib.Path(workdir) / WARNINGS
   if not records:
@@ -248,6 +247,8 @@ class CompletionsLog:
 
   def write(self, step: int, completions: types.Completions) -> None:
     """Appends a line for each, see `completion_records`."""
+    if not processes.is_first():
+      return
     records = completion_records(completions)
     self._lines.append(*({"step": int(step)} | record for record in records))
 

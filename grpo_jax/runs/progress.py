@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from grpo_jax import types
+from grpo_jax import processes, types
 
 
 class Column(NamedTuple):
@@ -40,7 +39,7 @@ TEXT_COLUMNS = (
 
 def say(line: str) -> None:
   """Prints a line at once, on the first process alone."""
-  if jax.process_index() == 0:
+  if processes.is_first():
     print(line, flush=True)
 
 

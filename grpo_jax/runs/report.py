@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from grpo_jax import processes
 from grpo_jax.runs import log as run_log
 
 _TRAINING, _INK, _GRID = "#3b6fb6", "#333333", "#e6e6e6"
@@ -59,6 +60,8 @@ def write_report(
 ) -> pathlib.Path:
   """Draws a run against its steps, as `report.png` in its directory.
 
+  Of several processes the first one does.
+
   Each step's value is a faint line under its running mean; evaluations are
   points. A panel that the run has no numbers for is left out. What the run was
   warned of (`warnings.jsonl`) stands above them.
@@ -70,6 +73,9 @@ def write_report(
     ValueError: the directory holds no metrics.
   """
   workdir = pathlib.Path(workdir)
+  path = workdir / "report.png"
+  if not processes.is_first():
+    return path
   steps = run_log.read(workdir / "metrics.jsonl")
   evaluations = run_log.read(workdir / "evaluations.jsonl")
   shown = [
@@ -105,7 +111,6 @@ def write_report(
       color=_HELD_OUT[0] if warnings else _INK,
       fontsize=8 if warnings else 12,
     )
-  path = workdir / "report.png"
   figure.savefig(path, dpi=150, facecolor="white")
   return path
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors, schema, stages
+from grpo_jax import configs, errors, processes, schema, stages
 from grpo_jax.runs import directory, progress, report
 from grpo_jax.runs import log as run_log
 from grpo_jax.runs import source as source_lib
@@ -39,7 +39,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
   check(config)
   require_sources(config)
   claim.claim(config, workdir)
-  seconds = {row["name"]: row["seconds"] for row in _done(workdir)}
+  done = processes.from_first(lambda: _done(workdir))
+  seconds = {row["name"]: row["seconds"] for row in done}
   for number, name in enumerate(config.order, start=1):
     title = f"[{number}/{len(config.order)}] {name}"
     if name in seconds:
@@ -49,6 +50,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
     step = filled(config.steps[name], workdir)
     began = time.monotonic()
     outcome = stages.load(step.stage).run(step, workdir / name)
+    # What the first process has written of it, the next step reads in all.
+    processes.wait(name)
     if outcome is Outcome.STOPPED:
       progress.say(f"Stopped in {name}; the same command goes on from there.")
       return Outcome.STOPPED

@@ -10,14 +10,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from grpo_jax import schema, stages
+from grpo_jax import processes, schema, stages
 from grpo_jax.runs import directory, progress
 from grpo_jax.runs import fork as fork_lib
 
 
 def claim(config: ConfigDict, workdir: str | os.PathLike) -> None:
   """Makes the directory this run's own; raises as `directory.claim`."""
-  directory.claim(workdir, config.to_dict(), complete=complete)
+  processes.first(
+    "claim",
+    lambda: directory.claim(workdir, config.to_dict(), complete=complete),
+  )
 
 
 def fork(origin: str, config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -32,7 +35,12 @@ def fork(origin: str, config: ConfigDict, workdir: pathlib.Path) -> None:
     FileNotFoundError, ValueError: as `runs.fork.fork`.
   """
   parent, step = fork_lib.parse(origin)
-  fork_lib.fork(parent, step, workdir, config.to_dict(), complete=complete)
+  processes.first(
+    "fork",
+    lambda: fork_lib.fork(
+      parent, step, workdir, config.to_dict(), complete=complete
+    ),
+  )
   found = fork_lib.read(workdir)
   progress.say(f"From {found['path']}, after step {found['step']}.")
   for name, (old, new) in found["changes"].items():

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors, schema
+from grpo_jax import configs, errors, processes, schema
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.evaluation import ask, probes
 from grpo_jax.evaluation import results as results_lib
@@ -80,6 +80,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
     with Samples(workdir, policy.step) as samples:
       answers, found = {}, {}
       for name, asked in questions.items():
+        if processes.asked_to_stop():
+          return Outcome.STOPPED
         answers[name], found[name] = one_dataset(
           name,
           asked,
@@ -176,9 +178,8 @@ def write(results: Mapping[str, Any], workdir: pathlib.Path) -> None:
   """Writes `results.json` and its table, and prints the table."""
   table = results_lib.table(results)
   text = json.dumps(results_lib.plain(results), indent=2, ensure_ascii=False)
-  if jax.process_index() == 0:
-    directory.write_text(workdir / "results.json", text + "\n")
-    directory.write_text(workdir / "results.md", table + "\n")
+  directory.write_text(workdir / "results.json", text + "\n")
+  directory.write_text(workdir / "results.md", table + "\n")
   progress.say(table)
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from grpo_jax import errors, sharding
+from grpo_jax import errors, processes, sharding
 from grpo_jax.models import lora, params
 from grpo_jax.models.config import ModelConfig
 from grpo_jax.runs import directory, progress
@@ -42,7 +42,9 @@ def fit_rl(run: setup.Run) -> ConfigDict:
   if not _open(run.config):
     return run.config
   devices = split(run.mesh)
-  config, lines = rl(run.config, devices, memory(), _kept(run.workdir))
+  # Devices of other processes may have a little more or less.
+  known = processes.from_first(lambda: (memory(), _kept(run.workdir)))
+  config, lines = rl(run.config, devices, *known)
   run.config = config
   run.fitted = {"num_prompts": config.prompts.num_prompts}
   for line in lines:

@@ -25,12 +25,11 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors, schema, sharding
+from grpo_jax import configs, errors, processes, schema, sharding
 from grpo_jax.curation import annotate
 from grpo_jax.data import datasets, prompts, records
 from grpo_jax.data.tokenizers import tokenizer
@@ -75,10 +74,10 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
     sharding.split_rows(run.mesh, size, config.sampling.group_size)
     run.claim()
     dataset, log = workdir / "dataset", workdir / "drawn.jsonl"
-    if records.is_dataset(dataset):
+    if processes.from_first(lambda: records.is_dataset(dataset)):
       progress.say(f"{dataset} is already written.")
       return Outcome.FINISHED
-    run.tok.save(workdir / "tokenizer")
+    processes.first("tok", lambda: run.tok.save(workdir / "tokenizer"))
     annotator = annotate.Annotator(
       ask.load_policy(
         config.source,
@@ -91,18 +90,20 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
       config.prompts.prompt_slots,
       decode.SamplingParams(**config.sampling),
     )
+    done = processes.from_first(lambda: _lines(log))
     batches = draw(
       annotator,
       problems,
       encoded,
       run.key(_COMPLETIONS),
       rewards=config.rewards,
-      first_batch=_lines(log),
+      first_batch=done,
     )
     found = map(converter(run, annotator), batches)
-    if not keep(found, log, -(-count // size)):
+    if not keep(found, log, done, -(-count // size)):
       return Outcome.STOPPED
-    write(run, annotator.model.step, count, run_log.read(log))
+    if processes.is_first():
+      write(run, annotator.model.step, count, run_log.read(log))
   return Outcome.FINISHED
 
 
@@ -143,8 +144,6 @@ def write(
   rows = [record for line in lines for record in line["records"]]
   dataset = run.workdir / "dataset"
   progress.say(f"{len(rows):,} records in {dataset}; {dict(counts)}")
-  if jax.process_index() > 0:
-    return
   records.write(
     dataset,
     rows,
@@ -188,16 +187,19 @@ def draw(
 
 
 def keep(
-  found: Iterator[annotate.Found], path: pathlib.Path, num_batches: int
+  found: Iterator[annotate.Found],
+  path: pathlib.Path,
+  done: int,
+  num_batches: int,
 ) -> bool:
   """Keeps what batches came to; returns whether all of them are kept.
 
   Args:
     found: of the batches that are not kept yet.
     path: one line for each batch.
+    done: batches that it has.
     num_batches: of all.
   """
-  done = _lines(path)
   log = run_log.JsonLines(path, restored=done)
   with StopRequest() as stop:
     # No batch is begun after a stop was asked for.

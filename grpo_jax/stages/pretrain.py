@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, schema
+from grpo_jax import configs, processes, schema
 from grpo_jax.data import datasets
 from grpo_jax.data.text import TextSource
 from grpo_jax.data.tokenizers import tokenizer
@@ -45,7 +45,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
     run.claim()
     if run.is_finished(config.total_steps):
       return Outcome.FINISHED
-    tok = make_tokenizer(config.tokenizer, documents, workdir / "tokenizer")
+    tok = processes.first(
+      "tokenizer",
+      lambda: make_tokenizer(
+        config.tokenizer, documents, workdir / "tokenizer"
+      ),
+    )
     cfg = model_of(config, tok.vocab_size)
     directory.save_model(workdir, cfg)
     specs = params_lib.param_specs(cfg)

@@ -11,10 +11,9 @@ import json
 import pathlib
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
-from grpo_jax import errors
+from grpo_jax import errors, processes
 from grpo_jax.data import prompts
 from grpo_jax.data.tokenizers import templates
 from grpo_jax.data.tokenizers import tokenizer as tokenizers
@@ -102,7 +101,7 @@ def keep(workdir: pathlib.Path, template: prompts.Template) -> None:
   """Writes how a run asks under a chat template, when it begins."""
   path = workdir / directory.PROMPTS
   chat = prompts.as_chat(template)
-  if chat is None or path.exists() or jax.process_index():
+  if chat is None or path.exists() or not processes.is_first():
     return
   content = {
     "system": chat.system,
@@ -223,8 +222,8 @@ def _asked_forms(rewards: errors.Section) -> dict[str, str]:
 
 
 def today() -> datetime.date:
-  """Returns the day by the machine's clock."""
-  return datetime.date.today()
+  """Returns the day by the clock of the first process."""
+  return processes.from_first(datetime.date.today)
 
 
 def _date(text: str | None) -> datetime.date:

@@ -22,11 +22,10 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from grpo_jax import configs, errors, schema, sharding
+from grpo_jax import configs, errors, processes, schema, sharding
 from grpo_jax.curation import ask, filters, rewriting, selection
 from grpo_jax.data import datasets, records
 from grpo_jax.data.tokenizers import templates, tokenizer
@@ -56,7 +55,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
     FileNotFoundError: a source holds no model.
   """
   rules, ways = read(config)
-  if records.is_dataset(workdir / DATASET):
+  if processes.from_first(lambda: records.is_dataset(workdir / DATASET)):
     claim.claim(config, workdir)
     count = records.provenance(workdir / DATASET)["num_records"]
     progress.say(f"{workdir / DATASET} already holds all {count} records.")
@@ -89,7 +88,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
     )
     if not sample(run, ways, questions, selected):
       return Outcome.STOPPED
-  if jax.process_index() == 0:
+  if processes.is_first():
     write(run, sources, questions, selected)
   return Outcome.FINISHED
 
@@ -168,10 +167,11 @@ def sample(
   rows_of = {n: ask.batch_rows(asked) for n, asked in questions.items()}
   sizes = [size for rows in rows_of.values() for size in rows]
   path = run.workdir / COMPLETIONS
-  step = finished_batches(path, sizes)
+  step = processes.from_first(lambda: finished_batches(path, sizes))
   for row in run_log.rows(path):
     if row["step"] <= step:
       selected.add(row)
+  processes.wait("reading")  # Before the first one cuts the file.
   if step:
     progress.say(f"Going on after batch {step} of {len(sizes)}.")
   lines = run_log.JsonLines(path, restored=step)

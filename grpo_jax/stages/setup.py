@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from grpo_jax import errors, sharding, stages
+from grpo_jax import errors, processes, sharding, stages
 from grpo_jax.data import prompts
 from grpo_jax.data.tokenizers import tokenizer
 from grpo_jax.evaluation import ask
@@ -129,7 +129,7 @@ class Run:
     """Makes the directory this run's own; see `claim.claim`."""
     claim.claim(self._named, self.workdir)
     path = self.workdir / directory.FITTED
-    if self.fitted and not path.exists() and jax.process_index() == 0:
+    if self.fitted and not path.exists() and processes.is_first():
       directory.write_text(path, json.dumps(self.fitted) + "\n")
     if "prompts" in self.config:
       prompting.keep(self.workdir, self.template)
@@ -137,7 +137,7 @@ class Run:
   def describe(self, cfg: ModelConfig, tok: tokenizer.Tokenizer) -> None:
     """Claims the directory and writes what its parameters mean."""
     self.claim()
-    tok.save(self.workdir / "tokenizer")
+    processes.first("tok", lambda: tok.save(self.workdir / "tokenizer"))
     directory.save_model(self.workdir, cfg)
     if self.lora.rank:
       directory.save_lora(self.workdir, self.lora, self.source)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jax.sharding import Mesh
 
-from grpo_jax import sharding
+from grpo_jax import processes, sharding
 from grpo_jax.models import params as params_lib
 from grpo_jax.models.params import Params, Specs
 from grpo_jax.runs import directory, process, progress
@@ -75,7 +75,7 @@ class Loop:
     self._workdir = pathlib.Path(workdir)
     self._schedule = schedule
     self.checkpointer = checkpoint.Checkpointer(workdir, keep=schedule.keep)
-    self.restored = self.checkpointer.latest()
+    self.restored = processes.from_first(self.checkpointer.latest)
     self.step = self.restored or 0
     self.timer = progress.Timer()
     self.stopped = False
@@ -152,12 +152,14 @@ class Loop:
     finally:
       self.checkpointer.close()
       writer.close()
+    # What comes next reads what the first process has written.
+    processes.wait("end of the loop")
 
   def _write(self, writer: run_log.Writer, scalars: Mapping[str, Any]) -> None:
-    seconds = self.timer.step()
+    seconds = processes.largest(self.timer.step() | process.memory())
     rate = {"time/tokens_per_second": self._tokens / seconds["time/step"]}
     self._tokens = 0
-    scalars = {**scalars, **seconds, **process.memory(), **rate}
+    scalars = {**scalars, **seconds, **rate}
     writer.write(self.step, scalars)
     self._table.show(self.step, scalars)
 
@@ -302,7 +304,7 @@ def is_finished(workdir: str | os.PathLike, total_steps: int) -> bool:
   if not (pathlib.Path(workdir) / directory.CHECKPOINTS).is_dir():
     return False
   checkpointer = checkpoint.Checkpointer(workdir)
-  latest = checkpointer.latest()
+  latest = processes.from_first(checkpointer.latest)
   checkpointer.close()
   return latest == total_steps
 

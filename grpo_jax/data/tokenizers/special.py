@@ -7,6 +7,7 @@ in the layout of Hugging Face: `tokenizer_config.json`, `added_tokens.json`,
 
 import dataclasses
 import json
+import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -124,7 +125,8 @@ def read(directory: epath.PathLike) -> Settings:
 def write(path: epath.Path, content: bytes) -> None:
   """Writes a file at once, so that no reader ever sees half of it."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + ".partial")
+  # A name of its own, for other processes may write the same.
+  partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
   partial.write_bytes(content)
   partial.replace(path)
 
