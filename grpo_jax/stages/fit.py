@@ -42,9 +42,8 @@ def fit_rl(run: setup.Run) -> ConfigDict:
   if not _open(run.config):
     return run.config
   devices = split(run.mesh)
-  # Devices of other processes may have a little more or less.
-  known = processes.from_first(lambda: (memory(), _kept(run.workdir)))
-  config, lines = rl(run.config, devices, *known)
+  kept = processes.from_first(lambda: _kept(run.workdir))
+  config, lines = rl(run.config, devices, memory(), kept)
   run.config = config
   run.fitted = {"num_prompts": config.prompts.num_prompts}
   for line in lines:
@@ -142,7 +141,8 @@ def rows(
 
 def memory() -> int | None:
   """Returns the bytes that JAX may use, over all devices; None if not known."""
-  stats = jax.local_devices()[0].memory_stats() or {}
+  # Devices of other processes may have a little more or less.
+  stats = processes.from_first(jax.local_devices()[0].memory_stats) or {}
   limit = stats.get("bytes_limit")
   return None if limit is None else limit * jax.device_count()
 
