@@ -52,6 +52,20 @@ def nearest(name: str, names: Iterable[str]) -> str:
   return f"there are {', '.join(map(repr, names)) or 'none'}."
 
 
+def check_local(name: str, path: str | os.PathLike) -> None:
+  """Raises ConfigError for an address such as gs://BUCKET/FOLDER.
+
+  Args:
+    name: of the flag or field that has it.
+    path: that must be one of a file system.
+  """
+  if "://" in os.fspath(path):
+    raise ConfigError(
+      f"{name}={os.fspath(path)} is no path of a file system: mount the store,"
+      " and give the folder where it is (docs/pods.md)."
+    )
+
+
 def made_by(path: str | os.PathLike) -> str:
   """The command that makes what a run should have left at a path.
 

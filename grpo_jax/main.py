@@ -80,6 +80,8 @@ def main(argv: list[str]) -> None:
 
 
 def _run(fields: list[str]) -> None:
+  given = _WORKDIR.value or ""
+  errors.check_local("--workdir", given)
   config = configs.load(_CONFIG.value)
   name = configs.stage_of(config, fields)
   errors.check_choice("config.stage", name, stages.NAMES)
@@ -100,7 +102,7 @@ def _run(fields: list[str]) -> None:
   else:
     from grpo_jax.processes import launch
 
-    workdir = pathlib.Path(_WORKDIR.value or default_workdir(_CONFIG.value))
+    workdir = pathlib.Path(given or default_workdir(_CONFIG.value))
     others = launch.Launch(
       _COORDINATOR.value,
       _NUM_PROCESSES.value,

@@ -6,7 +6,7 @@
 #     --topology=4x4x4 [--chips=4] [--slices=1] [--restarts=10]
 #     [--account=KUBERNETES_SERVICE_ACCOUNT] [--namespace=default]
 #     [--cluster=NAME --type=v5p-128] [--dry_run]
-#     -- --config=experiments/NAME.py --workdir=gs://BUCKET/NAME
+#     -- --config=experiments/NAME.py --workdir=/mnt/runs/NAME
 #
 # --chips are those of a host. apply fills launch/jobset.yaml in and gives it to
 # kubectl; --dry_run prints the manifest. xpk needs --cluster and --type. The

@@ -4,7 +4,7 @@
 #   launch/tpu_vm.sh create|install|run|status|delete --name=NAME --zone=ZONE
 #     --type=v5p-128 [--slices=1] [--version=RUNTIME] [--project=PROJECT]
 #     [--spot] [--queued] [--hosts=N] [--restarts=100] [--dry_run]
-#     [-- --config=experiments/NAME.py --workdir=gs://BUCKET/NAME]
+#     [-- --config=experiments/NAME.py --workdir=/mnt/runs/NAME]
 #
 # create asks for capacity and waits for it: at once, or in a queue (--queued,
 # and always for several slices). install copies this commit and makes .venv on

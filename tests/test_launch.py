@@ -24,7 +24,7 @@ SCRIPTS = sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])
 FLAGS = (
   "--config=experiments/r1_zero.py:smoke",
   "--config.loss.kl_coef=1e-3",
-  "--workdir=gs://bucket/a run",
+  "--workdir=/mnt/runs/a run",
 )
 VM = ("--name=pod", "--zone=us-east5-a")
 GKE = (
@@ -406,7 +406,7 @@ class TestTpuVm:
     command = found[0][-1]
     assert "--worker=all" in found[0]
     assert "JAX_COORDINATOR_PORT=8476 bash launch/worker.sh" in command
-    assert "--processes=128" in command and r"gs://bucket/a\ run" in command
+    assert "--processes=128" in command and r"/mnt/runs/a\ run" in command
 
   def test_several_slices_are_one_request_that_is_waited_for(self, bin_folder):
     stub(

@@ -252,6 +252,7 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(tmp_path):
     ("export.py:nowhere", "No model in 'nowhere'"),
     ("r1_rejection.py:runs=nowhere", "No model in 'nowhere/"),
     ("r1_preferences.py:runs=nowhere", "No model in 'nowhere/"),
+    ("export.py:gs://bucket/run", "config.source=gs://bucket/run is no path"),
   ],
 )
 def test_a_dry_run_misses_what_the_run_would_miss(experiment, said):
@@ -260,6 +261,13 @@ def test_a_dry_run_misses_what_the_run_would_miss(experiment, said):
   )
   assert process.returncode == 1 and "All checks" not in process.stdout
   assert said in process.stderr and "Traceback" not in process.stderr
+
+
+def test_a_run_goes_to_a_file_system():
+  arguments = ["--config=experiments/r1_zero.py", "--workdir=gs://bucket/run"]
+  process = start(arguments, JAX_PLATFORMS="cpu")
+  assert process.returncode == 1 and "Traceback" not in process.stderr
+  assert "--workdir=gs://bucket/run is no path of a file" in process.stderr
 
 
 def test_a_dry_run_is_for_another_machine_too():

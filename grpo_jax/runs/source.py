@@ -35,8 +35,10 @@ def require_source(path: str | os.PathLike, field: str = "source") -> None:
 
   Raises:
     FileNotFoundError: there is none; what to run first.
-    ValueError: its `config.json` is no model's.
+    ValueError: its `config.json` is no model's, or it is an address of an
+      object store.
   """
+  errors.check_local(f"config.{field}", path)
   if not is_source(path):
     fault = hf.fault(path)
     if fault:
