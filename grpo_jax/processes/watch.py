@@ -101,11 +101,13 @@ class Watch:
 
   def _aborted(self) -> str:
     """What to say when JAX, having said why, ends this process."""
+    # JAX's own heartbeats are half a timeout apart, so it may know of a death
+    # that is no older than that.
     now = time.monotonic()
     lost = [
       f"{self._name(process)} ({now - heard:.0f} s)"
       for process, heard in enumerate(self._heard)
-      if process != self._own and now - heard > HEARTBEAT / 2
+      if process != self._own and now - heard > HEARTBEAT / 3
     ]
     if self._own and not lost and not self._reaches_first():
       lost = [f"{self._name(0)}, which the others need to find each other"]
