@@ -7,14 +7,14 @@ from grpo_jax.rewards import code
 def test_humaneval_s_check_is_called_with_the_function():
   record = dict(
     entry_point="double",
-    prompt="def double(x):\n",
+    prompt='def double(x):\n  """Twice x."""\n',
     test="def check(f):\n  assert f(2) == 4",
   )
   tests = code.parse_tests(programs.humaneval_tests(record))
   assert tests == code.Asserts(
     "def check(f):\n  assert f(2) == 4\ncheck(double)",
     ["double"],
-    "def double(x):\n",
+    'def double(x):\n  """Twice x."""\n',
   )
 
 
