@@ -86,7 +86,7 @@ REFUSED = {
       "--config=experiments/r1_zero.py:base={base}",
       "--config.prompts.prompt_slots=8",
     ],
-    r"The prompt 'User: .* has \d+ tokens, but prompt_slots=8\.",
+    r"The prompt 'User: .* has \d+ tokens, but prompt_slots=8; the others",
   ),
   "a directory with another run": (
     ["--config=experiments/r1_zero.py", "--workdir={other}"],
@@ -312,7 +312,7 @@ def test_a_sentence_is_for_errors_of_ours_and_a_traceback_for_others():
   def caught(function):
     with pytest.raises(ValueError) as error:
       function()
-    return main._is_for_the_user(error.value)
+    return main._sentence(error.value) is not None
 
   assert caught(lambda: decode.SamplingParams(group_size=0))
   assert not caught(lambda: json.loads("{"))

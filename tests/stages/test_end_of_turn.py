@@ -155,7 +155,7 @@ def test_what_is_learned_is_a_stop_token_under_every_template(
     prompt = templates.encode_prompt(tok, talk().messages[:1])
     assert ids[: len(prompt)].tolist() == prompt
     assert np.isin(ids[learned], fitted.eos_ids).any()
-    said = tok.decode(ids[learned])
+    said = fitted.decode(ids[learned])
     assert said.strip().endswith("one") and "so" in answer or "so" not in said
     if "so" in answer:
       assert said.count("so") == 1 and said.count("</think>") == 1

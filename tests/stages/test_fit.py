@@ -92,7 +92,7 @@ def test_sizes_that_a_config_names_stay(qwen):
   config = get_config("r1_zero", None)
   assert fit.rl(config, 1, None) == (config, [])
   config.prompts.num_prompts = -1
-  with pytest.raises(ValueError, match="num_prompts=-1 must be at least 1, or"):
+  with pytest.raises(ValueError, match="num_prompts=-1 must be a whole number"):
     rl.check(config)
 
 

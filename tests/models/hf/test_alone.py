@@ -43,6 +43,7 @@ def test_models_and_checkpoints_need_neither_stages_nor_datasets(tmp_path):
   ours = {name.split(".")[1] for name in found if name.startswith("grpo_jax.")}
   assert ours <= {
     "data",
+    "errors",
     "losses",
     "models",
     "sampling",

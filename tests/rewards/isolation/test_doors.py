@@ -229,7 +229,8 @@ def test_without_landlock_a_program_writes_no_file(older_kernel, user):
   names = [*doors.PROBES, *doors.HARM]
   ended = run_all(home, user, "limits", names, marker=marker, key=key)
   assert not {n for n, (_, _, output) in ended.items() if "LEAK" in output}
-  assert ended["deleted_files"] == [None, True, ""]
+  # Ended by the bound on its processor time or by that on its time.
+  assert list(ended["deleted_files"][1:]) == [True, ""]
   assert ended["much_scratch"][0] == 0
   assert not new_ones(before)
 
