@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from grpo_jax.evaluation import ask
 from grpo_jax.rl import experience, metrics, schedule
+from grpo_jax.rl import health as health_lib
 from grpo_jax.runs import log as run_log
 from grpo_jax.runs import progress, report
 from grpo_jax.runs.signals import Outcome
@@ -102,16 +103,23 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> Outcome:
       scalars["learning_rate"] = learning_rate(learner.state.step - 1)
       loop.log(scalars, scalars["num_tokens"])
     log.close()
-    health.finish()
-    run_log.write_warnings(workdir, health.records())
-    if not loop.finished:
-      progress.say(
-        f"Stopped after step {loop.step}; the same command goes on from there."
-      )
-      progress.warn(health.warnings)
-      return Outcome.STOPPED
-    picture = report.write_report(workdir)
-    progress.say(report.compare(workdir))
-    progress.say(f"A picture of the run is in {picture}.")
-    progress.warn(health.warnings)  # Once more, as the last that is read.
-    return Outcome.FINISHED
+    return _end(loop, health, workdir)
+
+
+def _end(
+  loop: loop_lib.Loop, health: health_lib.Health, workdir: pathlib.Path
+) -> Outcome:
+  """Says how the run ended, what it came to, and what to look at."""
+  health.finish()
+  run_log.write_warnings(workdir, health.records())
+  if not loop.finished:
+    progress.say(
+      f"Stopped after step {loop.step}; the same command goes on from there."
+    )
+    progress.warn(health.warnings)
+    return Outcome.STOPPED
+  picture = report.write_report(workdir)
+  progress.say(report.compare(workdir))
+  progress.say(f"A picture of the run is in {picture}.")
+  progress.warn(health.warnings)  # Once more, as the last that is read.
+  return Outcome.FINISHED
